@@ -1,0 +1,48 @@
+"""Faults: what a check of a data set finds, each with a code that stays put."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+SHOWN_PER_CODE = 5
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One finding: an error makes its trial or file unusable, a warning does not."""
+
+    file: str
+    trial: str
+    """Trial key inside the file; empty when the fault is the file's."""
+    fault: str
+    """Code, e.g. `ctc_infeasible`."""
+    severity: Severity
+    message: str
+    """What was found, what was expected, what to do; one line."""
+
+    def as_dict(self) -> dict[str, str]:
+        """The fault as `check --json` prints it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.trial}" if self.trial else self.file
+        return f"{self.severity}: {where}: {self.fault}: {self.message}"
+
+
+def summary_lines(faults: Iterable[Fault]) -> list[str]:
+    """One line a fault, errors first; of many with the same code and file, the first five and the count."""
+    lines, seen = [], Counter[tuple[str, str]]()
+    ordered = sorted(faults, key=lambda f: f.severity)
+    for fault in ordered:
+        kind = (fault.file, fault.fault)
+        seen[kind] += 1
+        if seen[kind] <= SHOWN_PER_CODE:
+            lines.append(str(fault))
+    for (file, code), count in seen.items():
+        if count > SHOWN_PER_CODE:
+            lines.append(f"… {file}: {code}: {count - SHOWN_PER_CODE} more of {count}")
+    return lines

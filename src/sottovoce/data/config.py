@@ -1,0 +1,60 @@
+"""Which trials a run reads and how they become batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sottovoce.core.errors import ConfigurationError
+
+LAYOUTS = ("auto", "t15", "recordings")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Settings of the section `data`."""
+
+    data_root: str = "???"
+    """Folder of the data set: session folders `t15.YYYY.MM.DD`, or a folder of labelled recordings."""
+    layout: str = "auto"
+    """`auto` looks at the folder; `t15` or `recordings` insist."""
+    max_sessions: int | None = None
+    """T15: only the first this many sessions in chronological order."""
+    symbols: str = "phonemes"
+    """Targets: `phonemes` or `letters`."""
+    lexicon: str | None = None
+    """Pronouncing dictionary (CMUdict form: `WORD  P1 P2 …`); needed for phoneme targets from plain text, and for
+    words from phonemes. Absent: the small lexicon of the simulator is used where words are needed."""
+    held_out_speakers: tuple[str, ...] = ()
+    """Recordings: speakers kept out of training and of model selection; they become the test split."""
+    val_fraction: float = 0.1
+    """Recordings without a `split` column: share of each speaker's spoken events that becomes the validation split."""
+    test_fraction: float = 0.1
+    """The same for the test split; not used when speakers are held out."""
+    on_fault: str = "raise"
+    """`raise` stops at the first unusable trial, `skip` leaves such trials out and says which and how many."""
+    sessions_per_batch: int = 0
+    """Draw each batch from this many sessions, uniformly and with replacement inside a session (the official T15
+    sampler: 4); 0 goes through all trials in shuffled order, each once before any again."""
+    use_length_bucketing: bool = False
+    """Sort trials by length inside a pool of 8 batches, which keeps padding small."""
+    cache_data: bool = False
+    """Keep signals in memory once read."""
+    num_workers: int = 0
+    """Processes that read ahead; 0 reads in the training process."""
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ConfigurationError(f"data.layout={self.layout}: choose one of {', '.join(LAYOUTS)}")
+        if self.on_fault not in ("raise", "skip"):
+            raise ConfigurationError(f"data.on_fault={self.on_fault}: choose raise or skip")
+        if not (0 < self.val_fraction < 1 and 0 <= self.test_fraction < 1 - self.val_fraction):
+            raise ConfigurationError(
+                "data.val_fraction must lie in (0, 1), data.test_fraction in [0, 1 - val_fraction); "
+                f"got {self.val_fraction} and {self.test_fraction}"
+            )
+        few_sessions = self.max_sessions is not None and self.max_sessions < 1
+        if self.sessions_per_batch < 0 or self.num_workers < 0 or few_sessions:
+            raise ConfigurationError(
+                "data: sessions_per_batch and num_workers must be at least 0 and max_sessions at least 1; "
+                f"got {self.sessions_per_batch}, {self.num_workers}, {self.max_sessions}"
+            )

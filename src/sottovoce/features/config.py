@@ -1,0 +1,82 @@
+"""What the features are: the deterministic part (`preprocessor`) and the training-only part (`augmentation`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sottovoce.core.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class LogMelConfig:
+    """Log-mel spectrum of a waveform."""
+
+    sample_rate_hz: int = 16000
+    """Recordings of another rate are resampled to this one."""
+    window_ms: float = 25.0
+    hop_ms: float = 10.0
+    num_fft: int = 512
+    low_hz: float = 0.0
+    high_hz: float = 8000.0
+    pre_emphasis: float = 0.97
+
+
+@dataclass(frozen=True)
+class PreprocessorConfig:
+    """From a trial's signal to the channels the model sees; the same in training, evaluation and streaming."""
+
+    num_channels: int = 512
+    """Channels of the features: columns of a T15 file, or mel bands of a waveform."""
+    channel_stride: int = 1
+    """Keep every n-th column of the file's features (a laptop-sized run on 128 of 512: 4)."""
+    smoothing_sigma_bins: float = 2.0
+    """Standard deviation of the Gaussian smoothing along time; 0 switches it off."""
+    normalisation: str = "none"
+    """`none`, or `trial`: every channel to mean 0 and deviation 1 over the trial's own frames."""
+    log_mel: LogMelConfig | None = None
+    """Set for waveforms, absent for binned features."""
+
+    def __post_init__(self) -> None:
+        if self.num_channels < 1 or self.channel_stride < 1 or self.smoothing_sigma_bins < 0:
+            raise ConfigurationError(
+                "preprocessor: num_channels and channel_stride must be at least 1, smoothing_sigma_bins at least 0; "
+                f"got {self.num_channels}, {self.channel_stride}, {self.smoothing_sigma_bins}"
+            )
+        if self.normalisation not in ("none", "trial"):
+            raise ConfigurationError(f"preprocessor.normalisation={self.normalisation}: choose none or trial")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Masks along time or channels, filled with 0."""
+
+    probability: float = 0.0
+    """Chance that a trial is masked at all."""
+    num_masks: int = 2
+    """Up to this many masks (at least one) in a masked trial."""
+    max_width: int = 15
+    """Widest mask in bins or channels."""
+    max_fraction: float = 1.0
+    """Widest mask as a share of the trial's length (or of the channels); the smaller limit holds."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of a training trial, in the order in which they are applied (reference: models, section 12)."""
+
+    speed: float = 0.0
+    """Waveforms: speed factor drawn from [1 - speed, 1 + speed]."""
+    formant: float = 0.0
+    """Waveforms: vocal-tract length factor drawn from [1 - formant, 1 + formant]."""
+    gain_std: float = 0.0
+    """Binned features: one factor 1 + N(0, std) a channel and trial."""
+    white_noise_std: float = 0.0
+    """N(0, std) added to every value of the valid bins."""
+    constant_offset_std: float = 0.0
+    """N(0, std) added to each channel of a trial."""
+    random_walk_std: float = 0.0
+    """A random walk along time with steps N(0, std) added to each channel."""
+    random_cut_bins: int = 0
+    """0 to this many bins (inclusive is this number minus 1) cut from the front, one draw a batch."""
+    time_mask: MaskConfig = field(default_factory=MaskConfig)
+    channel_mask: MaskConfig = field(default_factory=MaskConfig)
