@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sottovoce.core.configuration import MISSING
 from sottovoce.core.errors import ConfigurationError
 
 LAYOUTS = ("auto", "t15", "recordings")
@@ -13,10 +14,8 @@ LAYOUTS = ("auto", "t15", "recordings")
 class DataConfig:
     """Settings of the section `data`."""
 
-    data_root: str = "???"
+    data_root: str = MISSING
     """Folder of the data set: session folders `t15.YYYY.MM.DD`, or a folder of labelled recordings."""
-    layout: str = "auto"
-    """`auto` looks at the folder; `t15` or `recordings` insist."""
     max_sessions: int | None = None
     """T15: only the first this many sessions in chronological order."""
     symbols: str = "phonemes"
@@ -32,6 +31,8 @@ class DataConfig:
     """The same for the test split; not used when speakers are held out."""
     on_fault: str = "raise"
     """`raise` stops at the first unusable trial, `skip` leaves such trials out and says which and how many."""
+    channel_stride: int = 1
+    """Binned features: keep every n-th column of the file (a laptop-sized run on 128 of 512: 4)."""
     sessions_per_batch: int = 0
     """Draw each batch from this many sessions, uniformly and with replacement inside a session (the official T15
     sampler: 4); 0 goes through all trials in shuffled order, each once before any again."""
@@ -43,8 +44,6 @@ class DataConfig:
     """Processes that read ahead; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ConfigurationError(f"data.layout={self.layout}: choose one of {', '.join(LAYOUTS)}")
         if self.on_fault not in ("raise", "skip"):
             raise ConfigurationError(f"data.on_fault={self.on_fault}: choose raise or skip")
         if not (0 < self.val_fraction < 1 and 0 <= self.test_fraction < 1 - self.val_fraction):
@@ -52,9 +51,8 @@ class DataConfig:
                 "data.val_fraction must lie in (0, 1), data.test_fraction in [0, 1 - val_fraction); "
                 f"got {self.val_fraction} and {self.test_fraction}"
             )
-        few_sessions = self.max_sessions is not None and self.max_sessions < 1
-        if self.sessions_per_batch < 0 or self.num_workers < 0 or few_sessions:
-            raise ConfigurationError(
-                "data: sessions_per_batch and num_workers must be at least 0 and max_sessions at least 1; "
-                f"got {self.sessions_per_batch}, {self.num_workers}, {self.max_sessions}"
-            )
+        smallest = {"max_sessions": 1, "channel_stride": 1, "sessions_per_batch": 0, "num_workers": 0}
+        for name, least in smallest.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigurationError(f"data.{name}={value}: must be at least {least}")

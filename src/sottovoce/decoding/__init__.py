@@ -1,0 +1,5 @@
+"""From log-probabilities to symbols and text, as pure functions."""
+
+from sottovoce.decoding.greedy import greedy_ctc
+
+__all__ = ["greedy_ctc"]

@@ -27,8 +27,6 @@ class PreprocessorConfig:
 
     num_channels: int = 512
     """Channels of the features: columns of a T15 file, or mel bands of a waveform."""
-    channel_stride: int = 1
-    """Keep every n-th column of the file's features (a laptop-sized run on 128 of 512: 4)."""
     smoothing_sigma_bins: float = 2.0
     """Standard deviation of the Gaussian smoothing along time; 0 switches it off."""
     normalisation: str = "none"
@@ -37,10 +35,10 @@ class PreprocessorConfig:
     """Set for waveforms, absent for binned features."""
 
     def __post_init__(self) -> None:
-        if self.num_channels < 1 or self.channel_stride < 1 or self.smoothing_sigma_bins < 0:
+        if self.num_channels < 1 or self.smoothing_sigma_bins < 0:
             raise ConfigurationError(
-                "preprocessor: num_channels and channel_stride must be at least 1, smoothing_sigma_bins at least 0; "
-                f"got {self.num_channels}, {self.channel_stride}, {self.smoothing_sigma_bins}"
+                "preprocessor: num_channels must be at least 1 and smoothing_sigma_bins at least 0; "
+                f"got {self.num_channels} and {self.smoothing_sigma_bins}"
             )
         if self.normalisation not in ("none", "trial"):
             raise ConfigurationError(f"preprocessor.normalisation={self.normalisation}: choose none or trial")
@@ -77,6 +75,6 @@ class AugmentationConfig:
     random_walk_std: float = 0.0
     """A random walk along time with steps N(0, std) added to each channel."""
     random_cut_bins: int = 0
-    """0 to this many bins (inclusive is this number minus 1) cut from the front, one draw a batch."""
+    """Up to this many bins cut from the front of every trial, one draw a batch (official T15: 2)."""
     time_mask: MaskConfig = field(default_factory=MaskConfig)
     channel_mask: MaskConfig = field(default_factory=MaskConfig)

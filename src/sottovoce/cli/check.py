@@ -1,0 +1,86 @@
+"""`sottovoce check PATH`: read every trial of a data set and report its faults before any training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from sottovoce.core.faults import summary_lines
+from sottovoce.core.symbols import PHONEMES, TABLES, symbol_table
+from sottovoce.data.checks import CheckReport, check_path, fatal_faults
+from sottovoce.data.checks_trial import Progress
+from sottovoce.data.config import LAYOUTS
+from sottovoce.data.pronunciation import read_lexicon
+from sottovoce.features.config import LogMelConfig
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add the verb and its options."""
+    parser = subparsers.add_parser("check", help="report the faults of a data set", description=__doc__)
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a data set, or one file of it")
+    parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="insist on a layout (default: look)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    parser.add_argument("--patch-size", type=int, default=14, metavar="BINS", help="bins in one frame of the model")
+    parser.add_argument("--patch-stride", type=int, default=4, metavar="BINS", help="bins from one frame to the next")
+    parser.add_argument("--num-channels", type=int, metavar="N", help="channels every trial must have (default: most)")
+    parser.add_argument("--max-sessions", type=int, metavar="N", help="T15: only the first N sessions")
+    parser.add_argument("--symbols", choices=tuple(TABLES), default=PHONEMES.name, help="recordings: the targets")
+    parser.add_argument("--lexicon", type=Path, metavar="FILE", help="recordings: pronouncing dictionary of the texts")
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="recordings: rate of the front end")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what was found; 1 when a trial or file is unusable, else 0.
+
+    Raises:
+        DataError: there is no data set to read.
+    """
+    table = symbol_table(arguments.symbols)
+    rate = arguments.sample_rate
+    with _progress_bar(quiet=arguments.json) as report_progress:
+        report = check_path(
+            arguments.path,
+            layout=arguments.layout,
+            patch_size=arguments.patch_size,
+            patch_stride=arguments.patch_stride,
+            num_channels=arguments.num_channels,
+            expected_symbols=table,
+            max_sessions=arguments.max_sessions,
+            lexicon=None if arguments.lexicon is None else read_lexicon(arguments.lexicon, table),
+            front_end=None if rate is None else LogMelConfig(sample_rate_hz=rate, high_hz=rate / 2),
+            progress=report_progress,
+        )
+    if arguments.json:
+        faults = [fault.as_dict() for fault in report.faults]
+        print(json.dumps({"trials": report.trials, "faults": faults}))
+    else:
+        print(_summary(arguments.path, report))
+        for line in summary_lines(report.faults):
+            print(line)
+    return 1 if fatal_faults(report) else 0
+
+
+def _summary(path: Path, report: CheckReport) -> str:
+    errors = len(fatal_faults(report))
+    warnings = len(report.faults) - errors
+    return f"{path}: {report.trials} trials ({report.layout}), {errors} errors, {warnings} warnings"
+
+
+@contextmanager
+def _progress_bar(quiet: bool) -> Iterator[Progress | None]:
+    """A bar on stderr where that is a terminal, else nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading trials")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

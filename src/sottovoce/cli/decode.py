@@ -1,0 +1,62 @@
+"""`sottovoce decode RUN DATA --out FILE.jsonl`: hypotheses for signals, labelled or not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sottovoce.core.errors import DataError
+from sottovoce.core.symbols import SymbolTable
+from sottovoce.core.trial import SPLITS
+from sottovoce.evaluation.config import DECODERS
+from sottovoce.evaluation.loaded_run import load_run
+from sottovoce.evaluation.scoring import Hypothesis
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb."""
+    parser = subparsers.add_parser("decode", help="write hypotheses for every trial of a data set")
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder in the layout the run was trained on")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="one JSON object a trial")
+    parser.add_argument("--split", choices=SPLITS, help="only this split (default: all)")
+    parser.add_argument("--decoder", choices=DECODERS, help="default: the run's own (evaluation.decoder)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Decode; the file appears when it is complete."""
+    loaded = load_run(arguments.run_dir)
+    text_decoder = loaded.text_decoder(arguments.decoder)
+    trial_set = loaded.open((arguments.split,) if arguments.split else SPLITS, arguments.data)
+    if not trial_set.trials:
+        raise DataError(f"{arguments.data} has no {arguments.split or ''} trials")
+    outputs = loaded.outputs(trial_set, range(len(trial_set.trials)))
+    lines = [json.dumps(_record(text_decoder(output), loaded.table)) + "\n" for output in outputs]
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = arguments.out.with_name(arguments.out.name + ".writing")
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(arguments.out)
+    except OSError as error:
+        raise DataError(f"{arguments.out} cannot be written ({error.strerror})") from error
+    found = {"trials": len(lines), "file": str(arguments.out)}
+    print(json.dumps(found) if arguments.json else f"{len(lines)} hypotheses in {arguments.out}")
+    return 0
+
+
+def _record(hypothesis: Hypothesis, table: SymbolTable) -> dict[str, Any]:
+    trial = hypothesis.trial
+    return {
+        "trial_id": trial.trial_id,
+        "split": trial.split,
+        "session": trial.session,
+        "text": hypothesis.text,
+        "symbols": list(table.decode(hypothesis.symbols)),
+        "score": hypothesis.score,
+        "word_confidences": list(hypothesis.word_confidences),
+        "n_best": [{"text": candidate.text, "score": candidate.score} for candidate in hypothesis.n_best],
+    }

@@ -1,0 +1,60 @@
+"""The command line: `sottovoce VERB …`, one module a verb.
+
+Exit 0 = done; 1 = it ran and found what it looks for (faults, an aborted run); 2 = wrong usage, wrong configuration or
+unreadable input, with one clear line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import sottovoce
+from sottovoce.core.errors import SottovoceError
+
+VERBS: Final = ("simulate", "check", "train", "evaluate", "decode", "report")
+
+
+def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
+    """The parser of `verbs`; each module adds its own and the function that runs it."""
+    parser = argparse.ArgumentParser("sottovoce", description=sottovoce.__doc__)
+    parser.add_argument("--version", action="version", version=sottovoce.__version__)
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in verbs:
+        importlib.import_module(f"sottovoce.cli.{verb}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    named = [verb for verb in VERBS if argv and verb == argv[0]]  # the others need not be imported
+    try:
+        arguments = build_parser(named or VERBS).parse_args(argv)
+        code: int = arguments.run(arguments)
+    except SottovoceError as error:
+        print(f"sottovoce: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("sottovoce: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing left to say
+        return 0
+    return code
+
+
+def _one_line(error: SottovoceError) -> str:
+    """The message; where a loader process raised it, PyTorch has put a traceback before it."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.rstrip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""`sottovoce train recipe=NAME [key=value …]` and `sottovoce train resume=RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from omegaconf import DictConfig
+
+from sottovoce.cli.evaluate import summary
+from sottovoce.core.configuration import plain
+from sottovoce.core.errors import ConfigurationError
+from sottovoce.evaluation.evaluate import evaluate_run
+from sottovoce.evaluation.loaded_run import load_run
+from sottovoce.reporting import write_report
+from sottovoce.training.composition import RECIPES, checked_overrides, compose_config, config_from, split_resume
+from sottovoce.training.run import is_main_process, resume, start
+
+DESCRIPTION = """Train a decoder. Start from a recipe and override any key of its configuration:
+  sottovoce train recipe=t15_gru data.data_root=FOLDER training.steps=2000
+  sottovoce train resume=runs/t15_gru-001
+With --multirun, comma-separated values and Hydra's launchers start one run for each combination."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb."""
+    parser = subparsers.add_parser(
+        "train", help="train a decoder", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, resume=RUN, or a key to override")
+    parser.add_argument("--multirun", action="store_true", help="one run for each combination of listed values")
+    parser.add_argument("--show-config", action="store_true", help="print the whole configuration and stop")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, evaluate the best checkpoint, write the report; the last line of stdout is `run: DIR`."""
+    run_dir, overrides = split_resume(arguments.overrides)
+    if arguments.multirun:
+        return _multirun(overrides)
+    if run_dir is not None:
+        return _finish(resume(run_dir, overrides))
+    config = compose_config(overrides)
+    if arguments.show_config:
+        print(yaml.safe_dump(plain(config), sort_keys=False), end="")
+        return 0
+    return _finish(start(config))
+
+
+def _finish(run_dir: Path) -> int:
+    """Evaluation and report of a finished run, by the main process alone."""
+    if not is_main_process():
+        return 0
+    loaded = load_run(run_dir)
+    trial_set = loaded.open(("val", "test"))
+    for split in ("val", "test"):
+        indices = trial_set.indices(split)
+        if indices and all(trial_set.trials[i].labels is not None for i in indices):
+            print(summary(evaluate_run(loaded, split)))
+    print(f"report: {write_report(run_dir)}")
+    print(f"run: {run_dir}")
+    return 0
+
+
+def _multirun(overrides: Sequence[str]) -> int:
+    """Hand over to Hydra, which calls back once for each combination, here or through a launcher."""
+
+    @hydra.main(version_base="1.3", config_path=f"pkg://{RECIPES}", config_name="config")
+    def job(composed: DictConfig) -> Any:
+        _finish(start(config_from(composed)))
+
+    sys.argv = ["sottovoce train", "--multirun", *checked_overrides(overrides)]
+    job()
+    return 0

@@ -1,0 +1,143 @@
+"""Faults of a folder of recordings, every recording decoded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from sottovoce.core.faults import Fault
+from sottovoce.core.lengths import adjacent_repeats, ctc_frames_needed, log_mel_length
+from sottovoce.core.symbols import LETTERS, SymbolTable
+from sottovoce.data.checks_trial import Finding, Patching, Progress
+from sottovoce.data.config import DataConfig
+from sottovoce.data.manifest import Recording, read_recordings
+from sottovoce.data.pronunciation import UnknownSymbolError, text_labels
+from sottovoce.data.recordings import AudioError, Segment, locate, read_samples, resampled_length, split_recordings
+from sottovoce.features.config import LogMelConfig
+
+MOST_CLIPPED: Final = 0.01
+SILENT_RMS: Final = 1e-5
+_BITS: Final = {"PCM_U8": 8, "PCM_S8": 8, "PCM_24": 24, "PCM_32": 32}
+"""Resolution of a sample; full scale of every other format is taken as that of 16 bits."""
+
+
+@dataclass(frozen=True)
+class Audience:
+    """What the recordings are for: the targets, and the front end if it is known."""
+
+    symbols: SymbolTable
+    lexicon: Mapping[str, tuple[str, ...]] | None
+    front_end: LogMelConfig | None
+    patching: Patching
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether a text can be turned into symbols: letters always, phonemes with a lexicon."""
+        return self.symbols.name == LETTERS.name or self.lexicon is not None
+
+
+def check_recordings(root: Path, audience: Audience, progress: Progress | None) -> tuple[int, list[Fault]]:
+    """Number of recordings and every fault of the folder `root`.
+
+    Raises:
+        DataError: the folder holds no recording whose text is known.
+    """
+    recordings, faults = read_recordings(root)
+    _, leaks = split_recordings(recordings, DataConfig(), seed=0)  # only what the manifest states can leak
+    faults += leaks
+    rates = Counter[int]()
+    for i, recording in enumerate(recordings, 1):
+        try:
+            segment = locate(recording)
+            samples = read_samples(recording.file, segment)
+        except AudioError as error:
+            faults.append(Fault(recording.name, recording.segment, error.code, "error", error.message))
+        else:
+            rates[segment.rate_hz] += 1
+            findings = [*_samples_findings(recording.file, samples), *_text_findings(recording, segment, audience)]
+            faults += [Fault(recording.name, recording.segment, *finding) for finding in findings]
+        if progress is not None:
+            progress(i, len(recordings))
+    if audience.front_end is not None:
+        faults += _rate_faults(root.resolve().name, rates, audience.front_end.sample_rate_hz)
+    return len(recordings), faults
+
+
+def check_audio_file(path: Path, front_end: LogMelConfig | None) -> list[Fault]:
+    """Faults of one recording without a text."""
+    recording = Recording(path.name, path, None, path.parent.name, path.name)
+    try:
+        segment = locate(recording)
+        samples = read_samples(path, segment)
+    except AudioError as error:
+        return [Fault(path.name, "", error.code, "error", error.message)]
+    faults = [Fault(path.name, "", *finding) for finding in _samples_findings(path, samples)]
+    if front_end is not None:
+        faults += _rate_faults(path.name, Counter([segment.rate_hz]), front_end.sample_rate_hz)
+    return faults
+
+
+def _samples_findings(file: Path, samples: npt.NDArray[np.float32]) -> Iterator[Finding]:
+    loudest = np.abs(samples)
+    if loudest.max(initial=0.0) > 0.99:
+        subtype = soundfile.info(str(file)).subtype
+        full_scale = 1 - 2.0 ** (1 - _BITS.get(subtype, 16))
+        clipped = float((loudest >= full_scale).mean())
+        if clipped > MOST_CLIPPED:
+            message = (
+                f"{clipped:.1%} of the samples are at full scale, at most {MOST_CLIPPED:.0%} expected; record it softer"
+            )
+            yield "wav_clipped", "warning", message
+    rms = float(np.sqrt(np.square(samples, dtype=np.float64).mean())) if len(samples) else 0.0
+    if rms < SILENT_RMS:
+        message = f"root mean square {rms:.1e} of full scale, at least {SILENT_RMS:.0e} expected; check the recording"
+        yield "wav_silent", "warning", message
+
+
+def _text_findings(recording: Recording, segment: Segment, audience: Audience) -> Iterator[Finding]:
+    if recording.text is None or not audience.has_targets:
+        return
+    try:
+        target = text_labels(recording.text, audience.symbols, audience.lexicon, recording.trial_id)
+    except UnknownSymbolError as error:
+        yield "unknown_symbol", "error", str(error)
+        return
+    if not target:
+        yield "empty_label", "warning", f"the text {recording.text!r} has no word; check that nothing was said"
+        return
+    front_end = audience.front_end or LogMelConfig()
+    rate = front_end.sample_rate_hz
+    frames = log_mel_length(
+        resampled_length(segment.num_samples, segment.rate_hz, rate), round(front_end.hop_ms * rate / 1000)
+    )
+    needed = ctc_frames_needed(target)
+    counts = f"CTC needs {needed} ({len(target)} labels plus {adjacent_repeats(target)} repeats)"
+    if frames < needed:
+        message = (
+            f"{frames} frames of {front_end.hop_ms:g} ms, but {counts}: infeasible under any geometry; leave it out"
+        )
+        yield "ctc_infeasible", "error", message
+    elif audience.front_end is not None and audience.patching.frames(frames) < needed:
+        patching = audience.patching
+        yield (
+            "ctc_infeasible",
+            "warning",
+            f"{frames} frames of {front_end.hop_ms:g} ms give {patching.frames(frames)} with patch {patching.size} and "
+            f"stride {patching.stride}, but {counts}: infinite loss with that geometry; use a smaller stride "
+            f"({patching.steps_needed(needed)} frames are needed)",
+        )
+
+
+def _rate_faults(name: str, rates: Counter[int], wanted: int) -> Iterator[Fault]:
+    for rate, count in sorted(rates.items()):
+        if rate != wanted:
+            note = f", nothing above {rate // 2} Hz is in them" if rate < wanted else ""
+            message = f"{count} of {rates.total()} recordings have {rate} Hz, the front end {wanted}; resampled{note}"
+            yield Fault(name, "", "wav_sample_rate", "warning", message)

@@ -1,0 +1,252 @@
+"""Reader of a folder of labelled recordings: waveforms at the front end's rate, one channel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from sottovoce.core.errors import DataError
+from sottovoce.core.faults import Fault
+from sottovoce.core.symbols import SymbolTable
+from sottovoce.core.trial import SPLITS, Split, Trial
+from sottovoce.data.config import DataConfig
+from sottovoce.data.manifest import Recording, find_manifest, read_recordings
+from sottovoce.data.pronunciation import UnknownSymbolError, text_labels
+from sottovoce.data.splits import Row, assign_splits, leaking_events
+
+END_TOLERANCE_S: Final = 0.01
+"""A segment may end this much after its file, because manifests round."""
+
+
+def resampled_length(num_samples: int, rate_hz: int, to_rate_hz: int) -> int:
+    """Samples that soxr gives for `num_samples`: their exact share, halves rounded up."""
+    return (2 * num_samples * to_rate_hz + rate_hz) // (2 * rate_hz)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where in its file a trial's samples are, at the file's own rate."""
+
+    start: int
+    num_samples: int
+    rate_hz: int
+
+
+class AudioError(Exception):
+    """Why a recording cannot be used: the fault's code and message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+
+def locate(recording: Recording) -> Segment:
+    """The samples of `recording`, from the header of its file.
+
+    Raises:
+        AudioError: `wav_unreadable`, `wav_empty`, or `manifest_field` for a segment outside its file.
+    """
+    if not recording.file.is_file():
+        raise AudioError("wav_unreadable", "the file does not exist; restore it, or remove its row from the manifest")
+    try:
+        header = soundfile.info(str(recording.file))
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = " ".join(str(error).split())
+        message = f"cannot be decoded ({reason}); expected a wav, flac or ogg file: restore it, or leave it out"
+        raise AudioError("wav_unreadable", message) from error
+    rate: int = header.samplerate
+    frames: int = header.frames
+    if frames == 0:
+        raise AudioError("wav_empty", "0 samples; record it again, or leave it out")
+    start = round((recording.start_s or 0.0) * rate)
+    end = frames if recording.end_s is None else round(recording.end_s * rate)
+    if start >= frames or end > frames + END_TOLERANCE_S * rate:
+        seconds = frames / rate
+        message = (
+            f"the segment {recording.segment} s is not inside the {seconds:.3f} s of the file; correct start and end"
+        )
+        raise AudioError("manifest_field", message)
+    return Segment(start, min(end, frames) - start, rate)
+
+
+def read_samples(file: Path, segment: Segment) -> npt.NDArray[np.float32]:
+    """Channel 0 of a segment at its own rate, full scale ±1; fewer samples where the file ends early.
+
+    Raises:
+        AudioError: `wav_unreadable`: the file cannot be decoded, or holds values that are not finite.
+    """
+    try:
+        samples, _ = soundfile.read(str(file), segment.num_samples, segment.start, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise AudioError(
+            "wav_unreadable", f"cannot be decoded ({reason}); restore the file, or leave it out"
+        ) from error
+    channel: npt.NDArray[np.float32] = np.ascontiguousarray(samples[:, 0])
+    bad = np.flatnonzero(~np.isfinite(channel))
+    if len(bad):
+        message = f"{len(bad)} non-finite samples, the first at {bad[0]}; restore the file, or leave it out"
+        raise AudioError("wav_unreadable", message)
+    return channel
+
+
+class RecordingTrials:
+    """Trials of a folder of recordings; a `TrialSet` of waveforms [N] at `sample_rate_hz`."""
+
+    def __init__(
+        self,
+        trials: tuple[Trial, ...],
+        sessions: tuple[str, ...],
+        segments: tuple[Segment, ...],
+        sample_rate_hz: int,
+        skipped: tuple[Fault, ...] = (),
+    ) -> None:
+        self.trials = trials
+        self.sessions = sessions
+        """Every speaker of the folder, sorted."""
+        self.sample_rate_hz = sample_rate_hz
+        self.skipped = skipped
+        """Why recordings or rows were left out (`on_fault="skip"`)."""
+        self._segments = segments
+
+    def signal(self, index: int) -> npt.NDArray[np.float32]:
+        """Waveform [N] of trial `index` at `sample_rate_hz`, N = `num_steps`, full scale ±1 (resampling may overshoot).
+
+        Raises:
+            DataError: the file cannot be decoded or has changed since it was opened.
+        """
+        trial, segment = self.trials[index], self._segments[index]
+        try:
+            samples = read_samples(trial.file, segment)
+        except AudioError as error:
+            raise DataError(f"{trial.file}: {error.code}: {error.message}") from error
+        if segment.rate_hz != self.sample_rate_hz and len(samples):
+            samples = soxr.resample(samples, segment.rate_hz, self.sample_rate_hz)
+        if len(samples) != trial.num_steps:
+            raise DataError(
+                f"{trial.file}: {len(samples)} samples at {self.sample_rate_hz} Hz, but its header promised "
+                f"{trial.num_steps} when the data set was opened; restore the file, or start again"
+            )
+        return samples
+
+    def without(self, trial_ids: Collection[str]) -> RecordingTrials:
+        """The same data set without the trials called `trial_ids`, e.g. those in which a check found a fault."""
+        kept = [i for i, trial in enumerate(self.trials) if trial.trial_id not in trial_ids]
+        trials, segments = tuple(self.trials[i] for i in kept), tuple(self._segments[i] for i in kept)
+        return RecordingTrials(trials, self.sessions, segments, self.sample_rate_hz, self.skipped)
+
+
+def split_recordings(recordings: Sequence[Recording], config: DataConfig, seed: int) -> tuple[list[Split], list[Fault]]:
+    """The split of each recording, and the spoken events that the manifest puts on both sides of one.
+
+    Raises:
+        ConfigurationError: an unknown or contradictory held-out speaker.
+    """
+    rows = [Row(r.speaker, r.text or "", r.event, r.split) for r in recordings]
+    splits = assign_splits(rows, config.held_out_speakers, config.val_fraction, config.test_fraction, seed)
+    members: dict[str, str] = {}
+    for recording in recordings:
+        members.setdefault(recording.event, recording.name)
+    faults = [
+        Fault(
+            members[event],
+            "",
+            "leak_same_event",
+            "error",
+            f"recordings of the event {event!r} are in {' and in '.join(used)}; put all of them into one split",
+        )
+        for event, used in leaking_events(rows, splits).items()
+    ]
+    return splits, faults
+
+
+def open_recordings(
+    root: Path,
+    splits: Sequence[Split],
+    config: DataConfig,
+    sample_rate_hz: int,
+    seed: int,
+    table: SymbolTable,
+    lexicon: Mapping[str, tuple[str, ...]] | None,
+) -> RecordingTrials:
+    """The trials of `splits` in the folder `root`, in the order split, then as the manifest lists them.
+
+    A trial's session is its speaker. Only the headers of the wanted recordings are read.
+
+    Raises:
+        DataError: there is no recording, or (with `config.on_fault="raise"`) one or its description is unusable.
+        ConfigurationError: an unknown held-out speaker, or phonemes without a lexicon.
+    """
+    recordings, faults = read_recordings(root)
+    manifest = find_manifest(root)
+    assigned, leaks = split_recordings(recordings, config, seed)
+    _stop_at_errors(root, leaks)  # also where faults are skipped: there is no trial whose absence would mend a leak
+    if config.on_fault == "raise":
+        _stop_at_errors(root, faults)
+
+    found: list[tuple[Trial, Segment]] = []
+    order = {split: i for i, split in enumerate(SPLITS)}
+    wanted = sorted((order[s], i) for i, s in enumerate(assigned) if s in splits)
+    for _, i in wanted:
+        recording, split = recordings[i], assigned[i]
+        try:
+            segment = locate(recording)
+            num_steps = resampled_length(segment.num_samples, segment.rate_hz, sample_rate_hz)
+            if num_steps == 0:
+                raise AudioError("wav_empty", f"0 samples at {sample_rate_hz} Hz; record it again, or leave it out")
+            labels = None
+            if recording.text is not None:
+                labels = text_labels(recording.text, table, lexicon, recording.trial_id)
+        except AudioError as error:
+            faults.append(Fault(recording.name, recording.segment, error.code, "error", error.message))
+        except UnknownSymbolError as error:
+            faults.append(Fault(recording.name, recording.segment, "unknown_symbol", "error", str(error)))
+        else:
+            found.append((_trial(recording, split, num_steps, labels), segment))
+            continue
+        if config.on_fault == "raise":
+            _stop_at_errors(root, faults[-1:])
+    errors = tuple(fault for fault in faults if fault.severity == "error")
+    if not found:
+        where = root if manifest is None else manifest
+        raise DataError(
+            f"{where}: no usable recording of {', '.join(splits)} among {len(recordings)} ({len(errors)} errors); "
+            "run `sottovoce check` on the folder"
+        )
+    return RecordingTrials(
+        trials=tuple(trial for trial, _ in found),
+        sessions=tuple(sorted({recording.speaker for recording in recordings})),
+        segments=tuple(segment for _, segment in found),
+        sample_rate_hz=sample_rate_hz,
+        skipped=errors,
+    )
+
+
+def _stop_at_errors(root: Path, faults: Sequence[Fault]) -> None:
+    for fault in faults:
+        if fault.severity == "error":
+            where = f"{root / fault.file}{':' + fault.trial if fault.trial else ''}"
+            raise DataError(f"{where}: {fault.fault}: {fault.message}")
+
+
+def _trial(recording: Recording, split: Split, num_steps: int, labels: tuple[int, ...] | None) -> Trial:
+    return Trial(
+        trial_id=recording.trial_id,
+        split=split,
+        session=recording.speaker,
+        num_steps=num_steps,
+        labels=labels,
+        text=recording.text,
+        file=recording.file,
+        key=recording.segment,
+        speaker=recording.speaker,
+        event=recording.event,
+    )

@@ -1,0 +1,118 @@
+"""A trained run, read back from its directory: everything needed to decode, nothing of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sottovoce.core.checkpoints import read_state, read_tensors
+from sottovoce.core.configuration import build
+from sottovoce.core.errors import CheckpointError, DataError
+from sottovoce.core.symbols import SymbolTable, symbol_table
+from sottovoce.core.trial import Split, Trial
+from sottovoce.data.config import DataConfig
+from sottovoce.data.loading import PreparedTrials, open_data
+from sottovoce.evaluation.config import EvaluationConfig
+from sottovoce.evaluation.feasibility import infeasible_trials
+from sottovoce.evaluation.inference import TextDecoder, TrialOutput, run_model
+from sottovoce.evaluation.vocabulary import Vocabulary, read_vocabulary
+from sottovoce.features.config import PreprocessorConfig
+from sottovoce.features.pipeline import FeaturePipeline
+from sottovoce.models.compose import DecoderModel, ModelConfig, build_model
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A model with its weights and the settings it was trained with."""
+
+    run_dir: Path
+    seed: int
+    checkpoint_step: int
+    data: DataConfig
+    preprocessor: PreprocessorConfig
+    evaluation: EvaluationConfig
+    model: DecoderModel
+    vocabulary: Vocabulary | None
+
+    @property
+    def table(self) -> SymbolTable:
+        """What the model's outputs stand for."""
+        return symbol_table(self.data.symbols)
+
+    def text_decoder(self, decoder: str | None = None) -> TextDecoder:
+        """The named decoder, or the one the run was configured with."""
+        return TextDecoder(
+            decoder or self.evaluation.decoder,
+            self.table,
+            self.vocabulary.lexicon if self.vocabulary else None,
+            self.vocabulary is not None and self.vocabulary.isolated_words,
+        )
+
+    def open(self, splits: Sequence[Split], data_root: Path | None = None) -> PreparedTrials:
+        """Trials of the run's own data set, or of another one in the same layout.
+
+        Raises:
+            DataError: the data cannot be used, or have sessions that the model has no adapter for.
+        """
+        data = self.data if data_root is None else replace(self.data, data_root=str(data_root))
+        return open_data(replace(data, num_workers=0, cache_data=False), self.preprocessor, splits, self.seed)
+
+    def outputs(self, trial_set: PreparedTrials, indices: Sequence[int]) -> list[TrialOutput]:
+        """What the model makes of these trials, in the order of `indices`.
+
+        Raises:
+            DataError: a trial is too short for the model.
+        """
+        pipeline = FeaturePipeline(self.preprocessor)
+        trials = [replace(trial_set.trials[i], labels=None) for i in indices]
+
+        def frames(trial: Trial) -> int:
+            return self.model.output_lengths(pipeline.shortest_length(trial.num_steps, training=False))
+
+        if faults := infeasible_trials(trials, frames):
+            raise DataError(str(next(iter(faults.values()))))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found = run_model(
+            self.model.to(device),
+            pipeline,
+            trial_set,
+            indices,
+            batch_size=self.evaluation.batch_size,
+            blank=self.table.blank,
+            device=device,
+        )
+        by_id = {output.trial.trial_id: output for output in found}
+        return [by_id[trial_set.trials[i].trial_id] for i in indices]
+
+
+def load_run(run_dir: Path) -> LoadedRun:
+    """The run with the weights of its best checkpoint, or of the last where no validation chose one.
+
+    Raises:
+        CheckpointError: `run_dir` is no run directory, or has no checkpoint yet.
+    """
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        raise CheckpointError(f"{run_dir} is not a run directory: it has no config.yaml")
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    folder = run_dir / "checkpoints" / "best"
+    if not folder.exists():
+        folder = run_dir / "checkpoints" / "last"
+    step, _ = read_state(folder)
+    model = build_model(build(ModelConfig, config["model"], "model"))
+    model.load_state_dict(read_tensors(folder, "model"))
+    return LoadedRun(
+        run_dir=run_dir,
+        seed=config["seed"],
+        checkpoint_step=step,
+        data=build(DataConfig, config["data"], "data"),
+        preprocessor=build(PreprocessorConfig, config["preprocessor"], "preprocessor"),
+        evaluation=build(EvaluationConfig, config["evaluation"], "evaluation"),
+        model=model.eval(),
+        vocabulary=read_vocabulary(run_dir),
+    )

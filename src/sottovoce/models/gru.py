@@ -1,0 +1,74 @@
+"""The GRU encoder of the official T15 baseline.
+
+Legend: B trials, S frames, D input size, E output size, L layers. Source: nejm-brain-to-text `rnn_model.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sottovoce.core.errors import ConfigurationError
+from sottovoce.core.lengths import Lengths
+
+
+@dataclass(frozen=True)
+class GRUConfig:
+    """Unidirectional gated recurrent units."""
+
+    units: int = 768
+    layers: int = 5
+    dropout: float = 0.4
+    """Between layers, in [0, 1); without effect with one layer."""
+
+    def __post_init__(self) -> None:
+        if self.units < 1 or self.layers < 1 or not 0 <= self.dropout < 1:
+            raise ConfigurationError(
+                f"model.gru: units and layers must be at least 1 and dropout in [0, 1); "
+                f"got {self.units}, {self.layers}, {self.dropout}"
+            )
+
+
+class GRUEncoder(nn.Module):
+    """PyTorch's GRU with one learnable initial state that all layers share.
+
+    Recurrent weights start orthogonal and input weights Xavier-uniform, each as one matrix over the three gates;
+    the biases keep PyTorch's uniform start. Padding frames come after the valid ones and change nothing before them.
+    """
+
+    def __init__(self, config: GRUConfig, input_size: int) -> None:
+        super().__init__()
+        self.output_size = config.units
+        self.gru = nn.GRU(
+            input_size,
+            config.units,
+            config.layers,
+            batch_first=True,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+        )
+        for name, parameter in self.gru.named_parameters():
+            if name.startswith("weight_hh"):
+                nn.init.orthogonal_(parameter)
+            elif name.startswith("weight_ih"):
+                nn.init.xavier_uniform_(parameter)
+        self.initial_state = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, 1, config.units)))
+
+    def output_lengths(self, lengths: Lengths) -> Lengths:
+        """A GRU keeps the frame rate."""
+        return lengths
+
+    def start(self, batch_size: int) -> torch.Tensor:
+        """State before the first frame, [L, B, E]."""
+        return self.initial_state.expand(self.gru.num_layers, batch_size, -1).contiguous()
+
+    def forward(self, x_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs [B, S, E] and the unchanged lengths."""
+        y_BSE, _ = self.step(self.start(len(x_BSD)), x_BSD)[::-1]
+        return y_BSE, lengths_B
+
+    def step(self, state_LBE: torch.Tensor, x_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The state after some more frames, and their outputs; carried on, it equals `forward`."""
+        y_BSE, state_LBE = self.gru(x_BSD, state_LBE)
+        return state_LBE, y_BSE

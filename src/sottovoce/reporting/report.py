@@ -1,0 +1,94 @@
+"""The report of a run: one HTML file that needs nothing beside it.
+
+Read from files of the run directory only, so it can be written while the run trains and after it was killed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sottovoce.reporting.html import card, chip, section, settings, text
+from sottovoce.reporting.result_sections import (
+    confusions_section,
+    groups_section,
+    headline,
+    posteriors_section,
+    trials_section,
+)
+from sottovoce.reporting.run_files import RunFiles, read_run
+from sottovoce.reporting.style import STYLE
+from sottovoce.reporting.training_section import events_section, resume, training_section
+
+_BAR = {
+    "results": "Results",
+    "training": "Training",
+    "groups": "Groups",
+    "confusions": "Confusions",
+    "posteriors": "Posteriors",
+    "trials": "Trials",
+    "events": "Events",
+    "configuration": "Configuration",
+}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into `run_dir` and return its path.
+
+    Raises:
+        CheckpointError: `run_dir` is not a run directory, or one of its files is damaged.
+    """
+    page = render(read_run(run_dir))
+    path = run_dir / "report.html"
+    temporary = path.with_suffix(".html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def render(run: RunFiles) -> str:
+    """The whole page; the same files give the same bytes."""
+    name = run.directory.resolve().name
+    sections = [
+        f'<section id="results">{headline(run)}</section>',
+        training_section(run),
+        groups_section(run),
+        confusions_section(run),
+        posteriors_section(run),
+        trials_section(run),
+        events_section(run),
+        _configuration(run),
+    ]
+    body = "".join(sections)
+    links = "".join(f'<a href="#{a}">{text(t)}</a>' for a, t in _BAR.items() if f'<section id="{a}">' in body)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(name)} · sottovoce</title><style>{STYLE}</style></head><body>"
+        f'<nav class="bar"><div><b>sottovoce</b>{links}</div></nav><main>'
+        f'<header><h1>{text(name)}</h1><div class="facts">{_status(run)}{_facts(run)}</div></header>{body}'
+        "<footer>Rates are errors summed over all trials, divided by the summed reference length. "
+        "Intervals are percentile bootstraps.</footer></main></body></html>\n"
+    )
+
+
+def _status(run: RunFiles) -> str:
+    planned, done = run.setting("training.steps"), run.last_step
+    if any(e["event"] == "run_aborted" for e in run.events):
+        return chip(f"aborted at step {done:,}", "bad")
+    if planned is None or done >= planned:
+        return chip(f"finished {done:,} steps", "good")
+    stopped = chip(f"step {done:,} of {planned:,}", "warn")
+    return f"{stopped}<span>training, or stopped; <code>{text(resume(run))}</code> continues</span>"
+
+
+def _facts(run: RunFiles) -> str:
+    facts = {"recipe": run.setting("recipe"), "seed": run.setting("seed"), "data": run.setting("data.data_root")}
+    return "".join(f"<span>{k} <b>{text(v)}</b></span>" for k, v in facts.items() if v is not None)
+
+
+def _configuration(run: RunFiles) -> str:
+    parts = [("Configuration", run.config), ("Environment", run.environment)]
+    cards = "".join(
+        card(f"<details><summary>{title}</summary>{settings(values)}</details>") for title, values in parts if values
+    )
+    return section("configuration", "Configuration", f'<div class="stack">{cards}</div>')

@@ -1,0 +1,137 @@
+"""The configuration of a run: the sections defined beside what they configure, and the training's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sottovoce.core.configuration import MISSING
+from sottovoce.core.errors import ConfigurationError
+from sottovoce.data.config import DataConfig
+from sottovoce.evaluation.config import EvaluationConfig
+from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
+from sottovoce.losses.combine import NORMALISATIONS
+from sottovoce.models.compose import ModelConfig
+from sottovoce.training.schedules import SchedulerConfig
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with three named groups: `bias`, `session` and `other` (the official T15 grouping)."""
+
+    lr: float = 5e-3
+    """Peak learning rate of the groups `other` and `bias`."""
+    session_lr: float | None = None
+    """Peak learning rate of the session adapters; absent: `lr`."""
+    weight_decay: float = 1e-3
+    """Decoupled, on the group `other` alone: biases and session adapters never decay."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    """Far above the usual gradient size (official T15: 0.1) Adam turns into momentum SGD with rate lr/eps."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or (self.session_lr or 1) <= 0 or self.eps <= 0 or self.weight_decay < 0:
+            raise ConfigurationError(
+                "training.optimizer: lr, session_lr and eps must be positive, weight_decay at least 0; "
+                f"got {self.lr}, {self.session_lr}, {self.eps}, {self.weight_decay}"
+            )
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ConfigurationError(f"training.optimizer: betas must lie in [0, 1); got {self.beta1}, {self.beta2}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how a decoder is trained. Steps, not epochs, drive the run."""
+
+    steps: int = 2000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 16
+    """Trials in one forward pass of one process."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes summed into one optimiser step; 4 × 1 gives the gradient of 1 × 4 exactly."""
+    max_grad_norm: float = 10.0
+    """Global gradient norm above which a step is scaled down; 0 switches clipping off."""
+    loss_normalisation: str = "per_utterance"
+    """`per_utterance` (nats of the whole target, official T15) or `per_token` (nats divided by target length)."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    precision: str = "float32"
+    """`float32`, `bfloat16` (autocast; losses stay in float32), or `auto`: bfloat16 where a GPU has it in hardware."""
+    compile: bool = False
+    """`torch.compile` the model; pays off on GPUs and long runs only."""
+    validate_every_steps: int = 200
+    """Decode the validation split this often, and after the last step."""
+    selection_metric: str = "per"
+    """The best checkpoint has the lowest validation `per`, `wer` or `cer`, or the highest `wra`; ties go to the lower
+    loss."""
+    checkpoint_every_steps: int = 200
+    """Write `checkpoints/last` this often, and after the last step."""
+    log_every_steps: int = 10
+    """Average and write the training metrics this often."""
+    max_bad_steps: int = 10
+    """This many skipped steps in a row end the run."""
+    num_threads: int | None = None
+    """CPU threads of PyTorch's operations; absent: one a core. Exact resume needs the same number."""
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "gradient_accumulation_steps", "validate_every_steps", "max_bad_steps")
+        for name in (*counts, "checkpoint_every_steps", "log_every_steps", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"training.{name}={value}: must be at least 1")
+        if self.max_grad_norm < 0:
+            raise ConfigurationError(
+                f"training.max_grad_norm={self.max_grad_norm}: must be at least 0 (0 = no clipping)"
+            )
+        if self.loss_normalisation not in NORMALISATIONS:
+            raise ConfigurationError(
+                f"training.loss_normalisation={self.loss_normalisation}: choose one of {', '.join(NORMALISATIONS)}"
+            )
+        if self.selection_metric not in ("per", "wer", "cer", "wra"):
+            raise ConfigurationError(f"training.selection_metric={self.selection_metric}: choose per, wer, cer or wra")
+        if self.precision not in ("float32", "bfloat16", "auto"):
+            raise ConfigurationError(f"training.precision={self.precision}: choose float32, bfloat16 or auto")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Where it runs; handed to Lightning's Trainer as it is."""
+
+    accelerator: str = "auto"
+    """`auto`, `cpu` or `gpu`."""
+    devices: int = 1
+    """Processes (one a GPU, or plain processes on a CPU) on each node."""
+    num_nodes: int = 1
+    """Machines; start one `sottovoce train` on each with torchrun or SLURM."""
+    strategy: str = "auto"
+    """Lightning's strategy name; `auto` is DistributedDataParallel where there is more than one process."""
+
+    def __post_init__(self) -> None:
+        if self.devices < 1 or self.num_nodes < 1:
+            raise ConfigurationError(
+                f"trainer: devices and num_nodes must be at least 1; got {self.devices}, {self.num_nodes}"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on; written whole into its directory as `config.yaml`."""
+
+    recipe: str = MISSING
+    """Name of the shipped configuration that the run started from."""
+    run_name: str | None = None
+    """Folder under `runs_dir`; absent: the recipe's name and a number."""
+    runs_dir: str = "runs"
+    seed: int = 10
+    """Every random draw of the run follows from this number."""
+    data: DataConfig = field(default_factory=DataConfig)
+    preprocessor: PreprocessorConfig = field(default_factory=PreprocessorConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigurationError(f"seed={self.seed}: must be at least 0")

@@ -1,0 +1,110 @@
+"""The guard: looks at every step's losses and gradients before the weights move.
+
+A step with a non-finite loss or gradient never reaches the weights or the optimiser's moments: all gradients are
+dropped, the optimiser then finds nothing to do, and the step counts as skipped. Too many in a row end the run.
+`clip_grad_norm_` alone is no protection: a NaN norm turns every gradient into NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from sottovoce.core.errors import TrainingAborted
+
+Cause = Literal["nonfinite_loss", "nonfinite_gradient"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the guard decided about one step."""
+
+    gradient_norm: float
+    """L2 norm over all gradients before clipping; NaN or infinite in a bad step."""
+    clipped: bool = False
+    cause: Cause | None = None
+    """Why the step was skipped; None for a step that may be taken."""
+    evidence: str = ""
+    """The utterances whose loss, or the parameters whose gradient, was not finite."""
+
+    @property
+    def skipped(self) -> bool:
+        """True when the gradients were dropped."""
+        return self.cause is not None
+
+
+@dataclass
+class GradientGuard:
+    """Guards one optimiser in any PyTorch loop.
+
+    Call `inspect` after `backward` (and after un-scaling) and before `optimizer.step()`; always call the latter.
+
+    >>> weight = nn.Parameter(torch.ones(2)); optimizer = torch.optim.SGD([weight], lr=0.1)
+    >>> guard = GradientGuard(max_norm=1.0)
+    >>> (weight * torch.tensor([1.0, float("nan")])).sum().backward()
+    >>> guard.inspect({"w": weight}, {}).cause
+    'nonfinite_gradient'
+    >>> optimizer.step(); weight.tolist()
+    [1.0, 1.0]
+    """
+
+    max_norm: float = 0.0
+    """Gradients of a larger global norm are scaled down to it; 0 switches clipping off."""
+    max_bad_steps: int = 10
+    """This many skipped steps in a row raise `TrainingAborted`."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Skipped steps of the run by cause."""
+    in_a_row: int = 0
+
+    def inspect(
+        self, parameters: Mapping[str, nn.Parameter], losses: Mapping[str, float], agree: bool | None = None
+    ) -> Verdict:
+        """Clip the gradients, or drop them all if anything is not finite.
+
+        Args:
+            parameters: every parameter of the optimiser, by name.
+            losses: each utterance's loss in this step (this process's part), by trial id.
+            agree: with several processes, whether any of them saw a non-finite loss; their gradients are already
+                summed, so the norm agrees by itself.
+
+        Raises:
+            TrainingAborted: `max_bad_steps` steps in a row were skipped.
+        """
+        gradients = [p.grad for p in parameters.values() if p.grad is not None]
+        norm_tensor = nn.utils.get_total_norm(gradients)
+        norm = float(norm_tensor)
+        bad_utterances = [f"{name} ({value})" for name, value in losses.items() if not math.isfinite(value)]
+        if bad_utterances or agree:
+            return self._skip(parameters, norm, "nonfinite_loss", bad_utterances)
+        if not math.isfinite(norm):
+            guilty = [
+                name for name, p in parameters.items() if p.grad is not None and not bool(p.grad.isfinite().all())
+            ]
+            return self._skip(parameters, norm, "nonfinite_gradient", guilty)
+        self.in_a_row = 0
+        clipped = bool(self.max_norm) and norm > self.max_norm
+        if clipped:
+            nn.utils.clip_grads_with_norm_(
+                [p for p in parameters.values() if p.grad is not None], self.max_norm, norm_tensor
+            )
+        return Verdict(norm, clipped)
+
+    def _skip(self, parameters: Mapping[str, nn.Parameter], norm: float, cause: Cause, guilty: list[str]) -> Verdict:
+        for parameter in parameters.values():
+            parameter.grad = None
+        self.skipped[cause] += 1
+        self.in_a_row += 1
+        shown = ", ".join(guilty[:3]) + (f" and {len(guilty) - 3} more" if len(guilty) > 3 else "")
+        evidence = shown or "in another process"
+        if self.in_a_row >= self.max_bad_steps:
+            raise TrainingAborted(
+                f"{cause} in {self.in_a_row} steps in a row (last: {evidence}); the weights are those of the last good "
+                "step. Look for targets longer than their frames (sottovoce check DATA), then lower "
+                "training.optimizer.lr"
+            )
+        return Verdict(norm, False, cause, evidence)

@@ -1,0 +1,116 @@
+"""What a run leaves behind while it goes: metrics, events, TensorBoard curves and a line for the person watching.
+
+Only the main process records.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from sottovoce.core.records import JsonLines
+from sottovoce.core.trial import Split
+
+QUIET_SECONDS = 15.0
+"""Where there is no terminal, a progress line is printed at least this often."""
+
+
+@dataclass
+class WindowMeans:
+    """Sums of the training metrics since the last logged line; saved in checkpoints, so that a resumed run agrees."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, values: dict[str, float]) -> None:
+        """Add one step's values."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means, forgetting everything."""
+        means = {name: value / self.count for name, value in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+class RunRecorder:
+    """`metrics.jsonl`, `events.jsonl`, `tensorboard/` and the progress display of one run."""
+
+    def __init__(self, run_dir: Path, total_steps: int, first_step: int) -> None:
+        """`first_step` > 0 continues: what an earlier process recorded beyond it is forgotten."""
+        self._metrics = JsonLines(run_dir / "metrics.jsonl")
+        self._events = JsonLines(run_dir / "events.jsonl")
+        self._metrics.truncate_after(first_step)
+        self._events.truncate_after(first_step)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._display = _Display(total_steps, first_step)
+
+    def metrics(self, step: int, split: Split, values: dict[str, float]) -> None:
+        """Record values of one step."""
+        for name, value in values.items():
+            self._metrics.append({"step": step, "split": split, "name": name, "value": value})
+            self._board.add_scalar(name, value, step)
+        self._metrics.flush()
+
+    def event(self, step: int, event: str, **details: Any) -> None:
+        """Record that something happened."""
+        self._events.append({"step": step, "event": event, **details})
+        self._events.flush()
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Let the person watching know how far the run is."""
+        self._display.update(step, values)
+
+    def say(self, line: str) -> None:
+        """Print one line above the progress display."""
+        self._display.say(line)
+
+    def close(self) -> None:
+        """Write everything out and take the progress display down."""
+        self._metrics.close()
+        self._events.close()
+        self._board.close()
+        self._display.close()
+
+
+class _Display:
+    """A progress bar on a terminal, plain lines elsewhere; always on stderr."""
+
+    def __init__(self, total_steps: int, first_step: int) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._total, self._first = total_steps, first_step
+        self._began = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("training", total=total_steps, completed=first_step)
+            self._bar.start()
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        shown = "  ".join(f"{name.removeprefix('train/')} {value:.3g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=shown)
+        elif time.monotonic() - self._last_line > QUIET_SECONDS:
+            elapsed = time.monotonic() - self._began
+            left = elapsed / max(step - self._first, 1) * (self._total - step)
+            self.say(f"step {step}/{self._total}  {shown}  ({left:.0f} s left)")
+
+    def say(self, line: str) -> None:
+        self._last_line = time.monotonic()
+        self._console.print(line, soft_wrap=True, markup=False)
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,177 @@
+"""A run from start to end: its directory, its trainer, its continuation.
+
+configuration → `preparation.py` → Lightning Trainer (`module.py`) ─ after every step → `loop.py`
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+
+from sottovoce.core.configuration import build, plain
+from sottovoce.core.errors import CheckpointError, ConfigurationError, TrainingAborted
+from sottovoce.data.collation import StepPart, StepParts, step_loader
+from sottovoce.data.sampling import BatchPlan
+from sottovoce.evaluation.vocabulary import write_vocabulary
+from sottovoce.training.composition import changed_for_resume
+from sottovoce.training.config import RunConfig
+from sottovoce.training.environment import describe_environment
+from sottovoce.training.loop import RunLoop
+from sottovoce.training.module import DecoderTraining
+from sottovoce.training.preparation import Prepared, prepare
+
+CONFIG_FILE = "config.yaml"
+
+
+def new_run_dir(config: RunConfig) -> Path:
+    """Create the run's folder: `runs_dir/run_name`, or the recipe's name and the next free number.
+
+    Raises:
+        ConfigurationError: the named run exists already.
+    """
+    parent = Path(config.runs_dir)
+    parent.mkdir(parents=True, exist_ok=True)
+    if config.run_name is not None:
+        run_dir = parent / config.run_name
+        try:
+            run_dir.mkdir(parents=True)
+        except FileExistsError:
+            raise ConfigurationError(
+                f"{run_dir} exists already; continue it with resume={run_dir} or choose another run_name"
+            ) from None
+        return run_dir
+    number = 1
+    while True:
+        run_dir = parent / f"{config.recipe}-{number:03d}"
+        try:
+            run_dir.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return run_dir
+
+
+def start(config: RunConfig) -> Path:
+    """Train from the first step on; returns the run's directory."""
+    prepared = prepare(config)
+    run_dir = Path()
+    if is_main_process():
+        run_dir = new_run_dir(prepared.config)
+        (run_dir / CONFIG_FILE).write_text(yaml.safe_dump(plain(prepared.config), sort_keys=False), encoding="utf-8")
+        environment = describe_environment(prepared.config.seed)
+        (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+        write_vocabulary(run_dir, prepared.vocabulary)
+    return _fit(prepared, run_dir, resume=False)
+
+
+def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
+    """Continue a run from its last checkpoint, or from its first step if it was killed before there was one.
+
+    Raises:
+        CheckpointError: `run_dir` is not a run directory, or its checkpoint is damaged.
+        ConfigurationError: an override that would make it another run.
+    """
+    prepared = prepare(changed_for_resume(read_run_config(run_dir), overrides))
+    return _fit(prepared, run_dir, resume=(run_dir / "checkpoints" / "last").exists())
+
+
+def is_main_process() -> bool:
+    """True in the one process that writes files."""
+    return int(rank_zero_only.rank or 0) == 0  # type: ignore[attr-defined]
+
+
+def read_run_config(run_dir: Path) -> RunConfig:
+    """The configuration a run was started with.
+
+    Raises:
+        CheckpointError: `run_dir` is not a run directory.
+    """
+    path = run_dir / CONFIG_FILE
+    if not path.exists():
+        raise CheckpointError(f"{run_dir} is not a run directory: it has no {CONFIG_FILE}")
+    return build(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def _fit(prepared: Prepared, run_dir: Path, resume: bool) -> Path:
+    config = prepared.config
+    loop = RunLoop(prepared, run_dir)
+    module = loop.module
+    if resume:
+        loop.restore()
+    if module.progress.step >= config.training.steps:
+        return run_dir
+    trainer = _trainer(config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            trainer.fit(module, train_dataloaders=_loader(prepared, module, trainer))
+        finally:
+            loop.close()
+    if loop.stopped_by_user:
+        raise TrainingAborted(
+            f"stopped at step {module.progress.step}; continue with: sottovoce train resume={run_dir}"
+        )
+    return run_dir
+
+
+def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trainer) -> DataLoader[StepPart]:
+    config, trials = prepared.config, prepared.trial_set.trials
+    place = {session: i for i, session in enumerate(prepared.trial_set.sessions)}
+    training = config.training
+    plan = BatchPlan(
+        lengths=np.array([trials[i].num_steps for i in prepared.train_indices]),
+        sessions=np.array([place[trials[i].session] for i in prepared.train_indices]),
+        trials=np.array(prepared.train_indices),
+        batch_size=training.batch_size * training.gradient_accumulation_steps * trainer.world_size,
+        sessions_per_batch=config.data.sessions_per_batch,
+        bucketing=config.data.use_length_bucketing,
+        seed=config.seed,
+    )
+    parts = StepParts(
+        prepared.trial_set,
+        plan,
+        module.progress.step,
+        training.steps,
+        training.gradient_accumulation_steps,
+        trainer.global_rank,
+        trainer.world_size,
+    )
+    return step_loader(parts, config.data.num_workers, pin_memory=torch.cuda.is_available())
+
+
+def _trainer(config: RunConfig) -> lightning.Trainer:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    trainer, training = config.trainer, config.training
+    bfloat16 = training.precision == "bfloat16" or (
+        training.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
+    )
+    several = trainer.devices * trainer.num_nodes > 1
+    # A batch holds some sessions only: the adapters of the others get no gradient in that step.
+    strategy = "ddp_find_unused_parameters_true" if several and trainer.strategy == "auto" else trainer.strategy
+    return lightning.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if bfloat16 else "32-true",
+        accumulate_grad_batches=training.gradient_accumulation_steps,
+        max_epochs=1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

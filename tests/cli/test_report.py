@@ -1,0 +1,33 @@
+"""`sottovoce report`: where the file is, as a line and as JSON; what is no run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+
+from sottovoce.cli import report
+from sottovoce.core.errors import CheckpointError
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    report.add_parser(parser.add_subparsers(required=True))
+    return parser.parse_args(["report", *words])
+
+
+def test_it_names_the_file(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("recipe: demo\n")
+    chosen = arguments(str(tmp_path), "--json")
+    assert chosen.run(chosen) == 0
+    path = tmp_path / "report.html"
+    assert json.loads(capsys.readouterr().out) == {"file": str(path)}
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert report.run(arguments(str(tmp_path))) == 0
+    assert capsys.readouterr().out == f"report: {path}\n"
+
+
+def test_a_directory_that_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no config\.yaml"):
+        report.run(arguments(str(tmp_path)))

@@ -1,0 +1,65 @@
+"""Bootstrap intervals: exact for constant data, the right coverage, wider for correlated clusters."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sottovoce.metrics import bootstrap_interval
+
+
+def test_constant_trials_have_no_spread():
+    assert bootstrap_interval([2] * 7, [10] * 7) == (0.2, 0.2)
+
+
+def test_interval_holds_the_normal_approximation_of_a_proportion():
+    right = np.repeat([1, 0], [300, 700])
+    low, high = bootstrap_interval(right, np.ones(1000), num_resamples=4000)
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert low == pytest.approx(0.3 - half, abs=0.003)
+    assert high == pytest.approx(0.3 + half, abs=0.003)
+
+
+def test_it_covers_the_truth_about_95_times_in_100():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        lengths = generator.integers(10, 40, 80)
+        low, high = bootstrap_interval(generator.binomial(lengths, 0.2), lengths, num_resamples=400)
+        covered += low <= 0.2 <= high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_correlated_trials_need_clusters():
+    generator = np.random.default_rng(1)
+    blocks = np.repeat(np.arange(20), 10)
+    errors = generator.binomial(30, np.repeat(generator.beta(2, 8, 20), 10))
+    low, high = bootstrap_interval(errors, [30] * 200)
+    wide_low, wide_high = bootstrap_interval(errors, [30] * 200, list(blocks))
+    assert wide_high - wide_low > 1.8 * (high - low)
+
+
+def test_copies_of_a_trial_in_one_cluster_change_nothing():
+    errors, lengths = [1, 4, 0, 3, 2], [10, 12, 9, 15, 11]
+    names = ["a", "b", "c", "d", "e"]
+    copied = bootstrap_interval(np.repeat(errors, 3), np.repeat(lengths, 3), np.repeat(names, 3).tolist())
+    assert copied == bootstrap_interval(errors, lengths)
+
+
+def test_the_seed_decides_the_draws():
+    errors, lengths = [1, 4, 0, 3, 2], [10, 12, 9, 15, 11]
+    assert bootstrap_interval(errors, lengths, seed=3) == bootstrap_interval(errors, lengths, seed=3)
+    many = np.arange(50)
+    assert bootstrap_interval(many, many + 60, seed=3) != bootstrap_interval(many, many + 60, seed=4)
+
+
+def test_without_spread_or_reference_there_is_no_interval():
+    assert bootstrap_interval([1], [10]) is None
+    assert bootstrap_interval([1, 2, 3], [10, 10, 10], ["a", "a", "a"]) is None
+    assert bootstrap_interval([1, 2], [0, 0]) is None
+
+
+def test_resamples_without_any_reference_are_left_out():
+    assert bootstrap_interval([0, 3], [0, 10]) == (0.3, 0.3)
