@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
+from itertools import pairwise
 
 import h5py
 import numpy as np
@@ -135,7 +136,7 @@ def test_alignment_covers_the_trial_and_spells_its_labels(truth, trials):
         stretches = record["alignment"]
         assert stretches[0][1] == 0
         assert stretches[-1][2] == attributes["n_time_steps"]
-        assert all(one[2] == other[1] for one, other in zip(stretches, stretches[1:], strict=False))
+        assert all(one[2] == other[1] for one, other in pairwise(stretches))
         assert all(end - first >= 2 for _, first, end in stretches)
         assert stretches[0][0] == stretches[-1][0] == SILENCE
         assert LEAD_IN_BINS[0] <= stretches[0][2] <= LEAD_IN_BINS[1]
@@ -149,7 +150,9 @@ def test_dead_channels_are_the_channels_that_are_exactly_zero(truth, trials):
         features_TC = trials[record["session"], record["split"], record["trial"]][1]["input_features"]
         assert record["dead_channels"] == np.flatnonzero((features_TC == 0).all(axis=0)).tolist()
         # An electrode dies with both of its features.
-        assert {c % 16 for c in record["dead_channels"] if c < 16} == {c % 16 for c in record["dead_channels"] if c >= 16}
+        assert {c % 16 for c in record["dead_channels"] if c < 16} == {
+            c % 16 for c in record["dead_channels"] if c >= 16
+        }
         dead |= set(record["dead_channels"])
     assert dead
 

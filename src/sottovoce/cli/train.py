@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 
 from sottovoce.cli.evaluate import summary
 from sottovoce.core.configuration import plain
-from sottovoce.core.errors import ConfigurationError
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.reporting import write_report
@@ -32,7 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "train", help="train a decoder", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, resume=RUN, or a key to override")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="recipe=NAME, resume=RUN, or a key to override"
+    )
     parser.add_argument("--multirun", action="store_true", help="one run for each combination of listed values")
     parser.add_argument("--show-config", action="store_true", help="print the whole configuration and stop")
     parser.set_defaults(run=run)

@@ -66,6 +66,11 @@ def write_checkpoint(folder: Path, step: int, parts: dict[str, Tensors], state: 
             path.unlink()
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """True once a checkpoint has been written to `folder` completely."""
+    return (folder / INDEX).exists()
+
+
 def read_state(folder: Path) -> tuple[int, dict[str, Any]]:
     """Step and JSON state of the checkpoint in `folder`.
 

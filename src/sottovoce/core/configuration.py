@@ -34,10 +34,11 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
                 f"unknown configuration key {_join(path, str(key))}{nearest(str(key), known, path)}"
             )
     built = {key: _convert(hints[key], value, _join(path, key)) for key, value in values.items()}
-    try:
-        return cls(**built)
-    except TypeError as error:
-        raise ConfigurationError(f"configuration section {path or 'root'}: {error}") from error
+    instance = cls(**built)
+    for name in known:
+        if getattr(instance, name) == MISSING:
+            raise ConfigurationError(f"{_join(path, name)} is required; give it as {_join(path, name)}=VALUE")
+    return instance
 
 
 def plain(instance: Any) -> Any:

@@ -25,15 +25,20 @@ _PURPOSES: Final[dict[Purpose, int]] = {
 
 def seed_for(seed: int, purpose: Purpose, *indices: int) -> int:
     """A 63-bit seed that depends on `seed`, `purpose` and every one of `indices` (all ≥ 0)."""
-    words = np.random.SeedSequence([seed, _PURPOSES[purpose], *indices]).generate_state(2, np.uint32)
+    words = np.random.SeedSequence(_entropy(seed, purpose, indices)).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 
 def numpy_generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
     """A NumPy generator for `purpose`, independent of every other purpose and index."""
-    return np.random.default_rng([seed, _PURPOSES[purpose], *indices])
+    return np.random.default_rng(_entropy(seed, purpose, indices))
 
 
 def torch_generator(seed: int, purpose: Purpose, *indices: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A PyTorch generator for `purpose`; CPU and CUDA give different numbers for the same seed."""
     return torch.Generator(device).manual_seed(seed_for(seed, purpose, *indices))
+
+
+def _entropy(seed: int, purpose: Purpose, indices: tuple[int, ...]) -> list[int]:
+    """NumPy pads entropy with zeros, so the number of indices is part of it: (3,) and (3, 0) must differ."""
+    return [seed, _PURPOSES[purpose], len(indices), *indices]

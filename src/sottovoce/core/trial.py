@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+BIN_MS = 20.0
+"""Length of one bin of binned neural features."""
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -29,7 +31,7 @@ class Trial:
     session: str
     """The unit that has an adapter of its own: a recording day, or a speaker."""
     num_steps: int
-    """Valid bins of binned features, or samples of a waveform (at the file's own rate)."""
+    """Valid bins of binned features, or samples of a waveform (at the front end's rate)."""
     labels: tuple[int, ...] | None
     """Symbol ids, already cut to their length; None where the split has no labels."""
     text: str | None

@@ -33,19 +33,19 @@ def fatal_faults(report: CheckReport) -> tuple[Fault, ...]:
     return tuple(fault for fault in report.faults if fault.severity == "error")
 
 
-def unusable_trials(report: CheckReport) -> frozenset[str]:
-    """Ids of the trials of a folder that hold an error, as `without` of its reader takes them.
+def unusable_trials(report: CheckReport) -> dict[str, Fault]:
+    """The trials of a folder that hold an error, by the ids that its reader gives them; each with its first error.
 
     Errors of a whole file, and of a manifest, name no trial: opening the data set finds those again.
     """
-    ids = set()
+    found: dict[str, Fault] = {}
     for fault in fatal_faults(report):
         if report.layout == "t15" and fault.trial:
             file = Path(fault.file)
-            ids.add(f"{file.parent.name}/{file.stem.removeprefix('data_')}/{fault.trial}")
+            found.setdefault(f"{file.parent.name}/{file.stem.removeprefix('data_')}/{fault.trial}", fault)
         elif report.layout == "recordings":
-            ids.add(f"{fault.file}#{fault.trial}" if fault.trial else fault.file)
-    return frozenset(ids)
+            found.setdefault(f"{fault.file}#{fault.trial}" if fault.trial else fault.file, fault)
+    return found
 
 
 def check_path(

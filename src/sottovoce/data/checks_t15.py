@@ -130,36 +130,30 @@ def check_t15_files(
     num_trials = sum(len(file.trials) for file in files) + sum(
         f.fault == "unreadable_file" and f.trial != "" for f in faults
     )
-    faults += _check_features(files, channels, num_trials, progress)
+    faults += _check_features(files, channels, progress)
     return num_trials, faults
 
 
-def _check_features(
-    files: Sequence[CheckedFile], channels: int, num_trials: int, progress: Progress | None
-) -> Iterator[Fault]:
+def _check_features(files: Sequence[CheckedFile], channels: int, progress: Progress | None) -> Iterator[Fault]:
     statistics: dict[str, SessionStatistics] = defaultdict(SessionStatistics)
     first_with: dict[bytes, str] = {}
+    num_trials = sum(len(file.trials) for file in files)
     done = 0
     for file in files:
         dead = DeadChannels(file.name, channels)
-        if file.trials:
-            with h5py.File(file.path) as opened:
-                for trial in file.trials:
-                    features, problem = _read(opened, file.name, trial)
-                    done += 1
-                    if progress is not None:
-                        progress(done, num_trials)
-                    if problem is not None:
-                        yield problem
-                    if problem is not None or features is None or features.size == 0:
-                        continue
-                    yield from _duplicate(first_with, file.name, trial.key, features)
-                    if features.shape[1] != channels:
-                        continue
-                    dead.add(trial.key, features)
-                    outlier = statistics[_session_place(file)].add(features)
+        for trial, read in _read_all(file):
+            if isinstance(read, Fault):
+                yield read
+            elif read is not None and read.size:
+                yield from _duplicate(first_with, file.name, trial.key, read)
+                if read.shape[1] == channels:
+                    dead.add(trial.key, read)
+                    outlier = statistics[_session_place(file)].add(read)
                     if outlier is not None:
                         yield Fault(file.name, trial.key, "scale_outlier", "warning", outlier)
+            done += 1
+            if progress is not None:
+                progress(done, num_trials)
         yield from dead.faults()
     for place, summed in statistics.items():
         message = summed.outlier()
@@ -167,20 +161,29 @@ def _check_features(
             yield Fault(place, "", "scale_outlier", "warning", message)
 
 
+def _read_all(file: CheckedFile) -> Iterator[tuple[StoredTrial, npt.NDArray[np.float32] | Fault | None]]:
+    """Each trial with its finite features, or why there are none; None where its structure is at fault."""
+    if not file.trials:
+        return
+    with h5py.File(file.path) as opened:
+        for trial in file.trials:
+            yield trial, _read(opened, file.name, trial)
+
+
 def _session_place(file: CheckedFile) -> str:
     """What the statistics of a session are reported for: its folder, or a file on its own."""
     return file.name if file.session is None else Path(file.name).parent.as_posix().removeprefix(".") or file.session
 
 
-def _read(opened: h5py.File, name: str, trial: StoredTrial) -> tuple[npt.NDArray[np.float32] | None, Fault | None]:
+def _read(opened: h5py.File, name: str, trial: StoredTrial) -> npt.NDArray[np.float32] | Fault | None:
     if trial.rows is None or trial.valid_steps is None or trial.valid_steps < 0:
-        return None, None
+        return None
     try:
         features = read_features(opened, trial.key, trial.features, trial.valid_steps)
     except READ_ERRORS as error:
-        return None, Fault(name, trial.key, "unreadable_file", "error", unreadable_message(error))
+        return Fault(name, trial.key, "unreadable_file", "error", unreadable_message(error))
     message = non_finite_message(features)
-    return features, None if message is None else Fault(name, trial.key, "non_finite_features", "error", message)
+    return features if message is None else Fault(name, trial.key, "non_finite_features", "error", message)
 
 
 def _duplicate(first: dict[bytes, str], name: str, key: str, features: npt.NDArray[np.float32]) -> Iterator[Fault]:

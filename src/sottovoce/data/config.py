@@ -31,6 +31,8 @@ class DataConfig:
     """The same for the test split; not used when speakers are held out."""
     on_fault: str = "raise"
     """`raise` stops at the first unusable trial, `skip` leaves such trials out and says which and how many."""
+    check: bool = True
+    """Read and check every trial before the first step (about 3 ms a trial)."""
     channel_stride: int = 1
     """Binned features: keep every n-th column of the file (a laptop-sized run on 128 of 512: 4)."""
     sessions_per_batch: int = 0

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.core.errors import DataError
+from sottovoce.core.faults import Fault
 from sottovoce.core.symbols import symbol_table
 from sottovoce.core.trial import Split, TrialSet
 from sottovoce.data.config import DataConfig
@@ -32,22 +33,33 @@ def open_data(
     if preprocessor.log_mel is None:
         require_layout(root, "t15", "a recipe without preprocessor.log_mel")
         binned = open_t15(root, splits, config.max_sessions, config.on_fault)
-        return PreparedTrials(binned, config.channel_stride, preprocessor.num_channels, config.cache_data)
+        return PreparedTrials(
+            binned, config.channel_stride, preprocessor.num_channels, config.cache_data, binned.skipped
+        )
     require_layout(root, "recordings", "a recipe with preprocessor.log_mel")
     table = symbol_table(config.symbols)
     lexicon = read_lexicon(Path(config.lexicon), table) if config.lexicon else None
     rate = preprocessor.log_mel.sample_rate_hz
     waveforms = open_recordings(root, splits, config, rate, seed, table, lexicon)
-    return PreparedTrials(waveforms, 1, None, config.cache_data)
+    return PreparedTrials(waveforms, 1, None, config.cache_data, waveforms.skipped)
 
 
 class PreparedTrials:
     """A trial set as a model reads it: columns selected, their number checked, signals cached if asked."""
 
-    def __init__(self, source: TrialSet, channel_stride: int, num_channels: int | None, cache: bool) -> None:
+    def __init__(
+        self,
+        source: TrialSet,
+        channel_stride: int,
+        num_channels: int | None,
+        cache: bool,
+        skipped: tuple[Fault, ...] = (),
+    ) -> None:
         self.source = source
         self.trials = source.trials
         self.sessions = source.sessions
+        self.skipped = skipped
+        """Why trials or files were left out (`data.on_fault=skip`)."""
         self._stride = channel_stride
         self._num_channels = num_channels
         self._cache: dict[int, npt.NDArray[np.float32]] | None = {} if cache else None

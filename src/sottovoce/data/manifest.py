@@ -176,7 +176,7 @@ def _rows(manifest: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
         reader = csv.DictReader(file, delimiter="\t" if manifest.suffix == ".tsv" else ",")
         columns = tuple(reader.fieldnames or ())
         if not set(AUDIO_COLUMNS) & set(columns):
-            found = ", ".join(columns) or "nothing"
+            found = ", ".join(map(repr, columns)) or "nothing"
             raise _RowError(
                 "manifest_field", f"row 1: the column audio (or file, path) is missing, found {found}; name it"
             )
@@ -202,7 +202,7 @@ def _recording(root: Path, row: Mapping[str, Any]) -> Recording:
     audio = _field(row, AUDIO_COLUMNS)
     if audio is None:
         raise _RowError("manifest_field", "the field audio (or file, path) is missing; name the recording")
-    if "\0" in audio:
+    if any(ord(character) < 32 for character in audio):
         raise _RowError("manifest_field", f"audio is {audio!r}, which no file can be called; name the recording")
     file = root / audio
     resolved = file.resolve()

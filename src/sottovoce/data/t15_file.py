@@ -25,7 +25,7 @@ SPIKES: Final = "spikes"
 LABEL_ITEMS: Final = ("seq_class_ids", "seq_len", "transcription", "sentence_label")
 """What a trial of the training and validation splits must have and a trial of the test split lacks (the variant: only
 the first)."""
-READ_ERRORS: Final = (OSError, LookupError, RuntimeError, ValueError, TypeError)
+READ_ERRORS: Final = (OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError)
 """What h5py raises for a damaged file or an item of an unexpected type."""
 
 _GROUP = re.compile(r"trial_(\d+)")
@@ -119,9 +119,10 @@ def read_stored_trials(path: Path, name: str) -> tuple[list[StoredTrial], list[F
     trials, faults = [], []
     try:
         with h5py.File(path) as file:
-            keys = sorted((k for k in file if _GROUP.fullmatch(k)), key=lambda k: int(k.removeprefix("trial_")))
+            names = [_name(stored) for stored in file]
+            keys = sorted((k for k in names if _GROUP.fullmatch(k)), key=lambda k: int(k.removeprefix("trial_")))
             if not keys:
-                found = ", ".join(list(file)[:5]) or "nothing"
+                found = ", ".join(names[:5]) or "nothing"
                 message = f"no group trial_NNNN, found {found}; give a file of the T15 layout, or leave this one out"
                 faults.append(Fault(name, "", "no_trials", "error", message))
             for key in keys:
@@ -129,7 +130,7 @@ def read_stored_trials(path: Path, name: str) -> tuple[list[StoredTrial], list[F
                     trials.append(_read_group(key, file[key]))
                 except READ_ERRORS as error:
                     faults.append(Fault(name, key, "unreadable_file", "error", unreadable_message(error)))
-    except OSError as error:
+    except READ_ERRORS as error:
         faults.append(Fault(name, "", "unreadable_file", "error", unreadable_message(error)))
     return trials, faults
 
@@ -152,7 +153,7 @@ def _read_group(key: str, group: h5py.Group) -> StoredTrial:
         raise TypeError("a data set, expected a group")
     stored = dict(group.items())
     attributes = dict(group.attrs)
-    items = (*stored, *attributes)
+    items = tuple(_name(stored_name) for stored_name in (*stored, *attributes))
     features = next((name for name in (FEATURES, SPIKES) if isinstance(stored.get(name), h5py.Dataset)), "")
     if features == SPIKES:
         variant = {"session": "session_id", "block_num": "block_id", "trial_num": "trial_id", "sentence_label": "text"}
@@ -195,6 +196,12 @@ def _text(value: object) -> str:
     value = value.item() if isinstance(value, np.ndarray | np.generic) else value
     encoded = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
     return encoded.decode("utf-8", "replace")
+
+
+def _name(stored: object) -> str:
+    """A name as one printable line, whatever its bytes are."""
+    name = _text(stored)
+    return name if name.isprintable() else ascii(name)
 
 
 def _character(code: int) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sottovoce.core.errors import DataError
+from sottovoce.core.examples import Example, Examples, write_examples
 from sottovoce.core.trial import Split
+from sottovoce.evaluation.inference import TrialOutput
 from sottovoce.evaluation.loaded_run import LoadedRun
 from sottovoce.evaluation.records import write_evaluation
-from sottovoce.evaluation.scoring import Evaluation, score
+from sottovoce.evaluation.scoring import Evaluation, choose_examples, score
 
 
 def evaluate_run(run: LoadedRun, split: Split, decoder: str | None = None) -> Evaluation:
@@ -36,4 +40,17 @@ def evaluate_run(run: LoadedRun, split: Split, decoder: str | None = None) -> Ev
         training_texts=training_texts if split != "train" else None,
     )
     write_evaluation(run.run_dir, evaluation)
+    _write_examples(run, evaluation, outputs)
     return evaluation
+
+
+def _write_examples(run: LoadedRun, evaluation: Evaluation, outputs: Sequence[TrialOutput]) -> None:
+    """Keep the posteriors of the best, the median and the worst trial."""
+    examples = []
+    for role, i in choose_examples(evaluation.scores).items():
+        scored = evaluation.scores[i]
+        texts = scored.reference_text, scored.hypothesis_text
+        symbols = scored.trial.labels or (), scored.hypothesis.symbols
+        examples.append(Example(role, scored.trial.trial_id, *symbols, *texts, outputs[i].log_probs_SV))
+    content = Examples(evaluation.split, evaluation.decoder, run.table.name, run.frame_ms, tuple(examples))
+    write_examples(run.run_dir, content)

@@ -14,7 +14,7 @@ from sottovoce.core.checkpoints import read_state, read_tensors
 from sottovoce.core.configuration import build
 from sottovoce.core.errors import CheckpointError, DataError
 from sottovoce.core.symbols import SymbolTable, symbol_table
-from sottovoce.core.trial import Split, Trial
+from sottovoce.core.trial import BIN_MS, Split, Trial
 from sottovoce.data.config import DataConfig
 from sottovoce.data.loading import PreparedTrials, open_data
 from sottovoce.evaluation.config import EvaluationConfig
@@ -43,6 +43,12 @@ class LoadedRun:
     def table(self) -> SymbolTable:
         """What the model's outputs stand for."""
         return symbol_table(self.data.symbols)
+
+    @property
+    def frame_ms(self) -> float:
+        """Time from one encoder frame to the next."""
+        log_mel = self.preprocessor.log_mel
+        return (BIN_MS if log_mel is None else log_mel.hop_ms) * self.model.bins_per_frame
 
     def text_decoder(self, decoder: str | None = None) -> TextDecoder:
         """The named decoder, or the one the run was configured with."""

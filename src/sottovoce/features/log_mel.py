@@ -163,3 +163,19 @@ def normalise_trials(features_BTC: torch.Tensor, lengths_B: torch.Tensor) -> tor
     centred = (features_BTC - mean) * mask_BT1
     deviation = (centred.square().sum(1, keepdim=True) / (count_B11 - 1).clamp(min=1)).sqrt()
     return centred / (deviation + DEVIATION_FLOOR)
+
+
+def level_trials(features_BTC: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """Every channel of every trial at mean 0, then the trial as a whole at deviation 1; 0 beyond its valid bins.
+
+    Takes away the level and the constant colour of a recording, as `normalise_trials` does, but keeps how much each
+    channel varies beside the others, which short words are recognised by. Deviation with n - 1 over all valid values,
+    plus 1e-5; a trial of one bin becomes 0.
+    """
+    mask_BT1 = valid_mask(lengths_B, features_BTC.shape[1])[:, :, None]
+    count_B11 = lengths_B[:, None, None]
+    mean = (features_BTC * mask_BT1).sum(1, keepdim=True) / count_B11.clamp(min=1)
+    centred = (features_BTC - mean) * mask_BT1
+    num_values = count_B11 * features_BTC.shape[2]
+    deviation = (centred.square().sum((1, 2), keepdim=True) / (num_values - 1).clamp(min=1)).sqrt()
+    return centred / (deviation + DEVIATION_FLOOR)

@@ -111,6 +111,7 @@ class FeatureStream:
 
     def __init__(self, num_channels: int, taps: tuple[float, ...]) -> None:
         self._taps = taps
+        self._num_channels = num_channels
         self._smoothing: SmoothingState | None = start_smoothing(num_channels, taps) if taps else None
 
     @property
@@ -128,5 +129,5 @@ class FeatureStream:
     def finish(self) -> torch.Tensor:
         """The last features, when the trial has ended."""
         if self._smoothing is None:
-            return torch.zeros(0, 0)
+            return torch.zeros(0, self._num_channels)
         return finish_smoothing(self._smoothing, self._taps)

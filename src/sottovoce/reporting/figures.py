@@ -84,6 +84,7 @@ def curves(
     lines: Sequence[Line],
     *,
     description: str,
+    last_step: int,
     as_percent: bool = False,
     log: bool = False,
     limit: float | None = None,
@@ -91,7 +92,7 @@ def curves(
 ) -> str:
     """Curves over steps; above 240 points a line is the mean of neighbours, with a band from least to most.
 
-    `limit` is a dashed horizontal line, `marked_steps` are red ticks at the foot.
+    The axis goes from 0 to `last_step`; `limit` is a dashed horizontal line, `marked_steps` are red ticks at the foot.
     """
 
     def paint(figure: Figure) -> None:
@@ -103,6 +104,7 @@ def curves(
         if marked_steps:
             foot = axes.get_xaxis_transform()
             axes.plot(marked_steps, [0.03] * len(marked_steps), "|", color=BAD, markersize=9, transform=foot)
+        axes.set_xlim(-0.02 * last_step, 1.02 * max(last_step, 1))
         _format(axes, as_percent, log, max(max(line.curve[1]) for line in lines))
 
     return draw(4.3, 2.35, paint, description)
@@ -125,7 +127,6 @@ def _format(axes: Axes, as_percent: bool, log: bool, largest: float) -> None:
 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.margins(x=0.02)
     axes.grid(visible=False, axis="x")
     if log:
         axes.set_yscale("log")

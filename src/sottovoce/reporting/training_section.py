@@ -19,9 +19,10 @@ _KINDS = {"step_skipped": "bad", "run_aborted": "bad", "blank_collapse": "warn",
 def training_section(run: RunFiles) -> str:
     """Six charts, or as many as the run has written metrics for."""
     skipped = [int(e["step"]) for e in run.events if e["event"] == "step_skipped"]
+    unit = " ".join(["nats", *str(run.setting("training.loss_normalisation") or "").split("_")])
     losses = {"train/loss": "train", "val/loss": "validation"}
     charts = [
-        _chart(run, "Loss", losses, unit="nats", log=_spans_decades(run, losses), marked_steps=skipped),
+        _chart(run, "Loss", losses, unit=unit, log=_spans_decades(run, losses), marked_steps=skipped),
         _chart(
             run,
             "Error rates on validation",
@@ -89,7 +90,7 @@ def _chart(run: RunFiles, title: str, names: dict[str, str], *, unit: str = "", 
     )
     if options.get("limit"):
         legend += f'<span><i class="swatch dash"></i>{text(limit_label)} <b>{options["limit"]:g}</b></span>'
-    figure = figures.curves(lines, description=f"{title} over training steps", **options)
+    figure = figures.curves(lines, description=f"{title} over training steps", last_step=run.last_step, **options)
     return card(f'<div class="legend">{legend}</div>', figure, title=title, extra=unit)
 
 

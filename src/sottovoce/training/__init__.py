@@ -1,0 +1,3 @@
+"""Training: one optimiser, one guard, steps that are pure functions of the seed."""
+
+from sottovoce.training.guard import GradientGuard as GradientGuard

@@ -42,7 +42,7 @@ def checked_overrides(overrides: Sequence[str]) -> list[str]:
         parsed = _parse(text)
         if parsed.key_or_group == GROUP:
             known = recipe_names()
-            for name in str(parsed.get_value_element_as_str()).split(","):
+            for name in text.partition("=")[2].split(","):
                 if name not in known:
                     raise ConfigurationError(f"there is no recipe {name!r}{nearest(name, known)}")
             checked.append(text)

@@ -135,3 +135,22 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigurationError(f"seed={self.seed}: must be at least 0")
+        if self.data.cache_data and self.data.num_workers:
+            raise ConfigurationError(
+                f"data.num_workers={self.data.num_workers} with data.cache_data=true would keep a copy in each process; "
+                "set one of them to 0 or false"
+            )
+        steps, scheduler = self.training.steps, self.training.scheduler
+        if (scheduler.max_steps or steps) <= scheduler.warmup_steps:
+            raise ConfigurationError(
+                f"training.scheduler.warmup_steps={scheduler.warmup_steps} leaves nothing of the {steps} training.steps "
+                "after the warm-up; lower it"
+            )
+        waveform_only = {name: getattr(self.augmentation, name) for name in ("speed", "formant")}
+        for name, value in waveform_only.items():
+            if value and self.preprocessor.log_mel is None:
+                raise ConfigurationError(f"augmentation.{name}={value} has no effect without preprocessor.log_mel")
+        if self.data.held_out_speakers and self.preprocessor.log_mel is None:
+            raise ConfigurationError("data.held_out_speakers has no effect without preprocessor.log_mel (recordings)")
+        if self.data.channel_stride > 1 and self.preprocessor.log_mel is not None:
+            raise ConfigurationError("data.channel_stride has no effect on recordings; set preprocessor.num_channels")

@@ -62,15 +62,15 @@ class GradientGuard:
     in_a_row: int = 0
 
     def inspect(
-        self, parameters: Mapping[str, nn.Parameter], losses: Mapping[str, float], agree: bool | None = None
+        self, parameters: Mapping[str, nn.Parameter], losses: Mapping[str, float], bad_elsewhere: bool = False
     ) -> Verdict:
         """Clip the gradients, or drop them all if anything is not finite.
 
         Args:
             parameters: every parameter of the optimiser, by name.
             losses: each utterance's loss in this step (this process's part), by trial id.
-            agree: with several processes, whether any of them saw a non-finite loss; their gradients are already
-                summed, so the norm agrees by itself.
+            bad_elsewhere: another process saw a non-finite loss. Gradients are already summed over processes, so
+                their norm is the same everywhere.
 
         Raises:
             TrainingAborted: `max_bad_steps` steps in a row were skipped.
@@ -79,7 +79,7 @@ class GradientGuard:
         norm_tensor = nn.utils.get_total_norm(gradients)
         norm = float(norm_tensor)
         bad_utterances = [f"{name} ({value})" for name, value in losses.items() if not math.isfinite(value)]
-        if bad_utterances or agree:
+        if bad_utterances or bad_elsewhere:
             return self._skip(parameters, norm, "nonfinite_loss", bad_utterances)
         if not math.isfinite(norm):
             guilty = [

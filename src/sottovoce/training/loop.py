@@ -18,7 +18,7 @@ from sottovoce.core.checkpoints import (
     read_tensors,
     write_checkpoint,
 )
-from sottovoce.core.errors import ConfigurationError
+from sottovoce.core.errors import ConfigurationError, TrainingAborted
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
 from sottovoce.training.guard import Verdict
@@ -56,9 +56,14 @@ class RunLoop:
         self._resumed = False
         self._previous_handlers: dict[int, Any] = {}
 
+    @property
+    def last_checkpoint(self) -> Path:
+        """What a resumed run continues from."""
+        return self.run_dir / "checkpoints" / "last"
+
     def restore(self) -> None:
-        """Take the state of `checkpoints/last`; the optimiser's follows once it exists."""
-        folder = self.run_dir / "checkpoints" / "last"
+        """Take the state of the last checkpoint; the optimiser's follows once it exists."""
+        folder = self.last_checkpoint
         _, state = read_state(folder)
         self.module.model.load_state_dict(read_tensors(folder, "model"))
         self._optimizer_state = read_tensors(folder, "optimizer")
@@ -109,6 +114,10 @@ class RunLoop:
             self._save("last")
         if self.stopped_by_user:
             self.module.trainer.should_stop = True
+
+    def aborted(self, reason: TrainingAborted) -> None:
+        """The guard gave up; the checkpoint of the last good weights is already on disk."""
+        self._event("run_aborted", code="too_many_bad_steps", message=str(reason))
 
     def close(self) -> None:
         """After the last step, or when the run ends early."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.faults import Fault
 from sottovoce.core.random import seed_for
-from sottovoce.core.symbols import symbol_table
+from sottovoce.core.symbols import SymbolTable, symbol_table
 from sottovoce.core.trial import Trial
+from sottovoce.data.checks import check_path, fatal_faults, unusable_trials
 from sottovoce.data.loading import PreparedTrials, open_data
+from sottovoce.data.pronunciation import read_lexicon
 from sottovoce.evaluation.feasibility import infeasible_trials
 from sottovoce.evaluation.vocabulary import Vocabulary, find_vocabulary
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, build_model
+from sottovoce.models.patching import PatchConfig
 from sottovoce.training.config import RunConfig
 
 
@@ -34,8 +39,10 @@ class Prepared:
     """Trials left out because of `data.on_fault=skip`."""
 
 
-def prepare(config: RunConfig) -> Prepared:
+def prepare(config: RunConfig, check: bool = True) -> Prepared:
     """Open the data, build the model, and make sure that every trial can be trained on.
+
+    `check` reads every trial first (`data.check`); a run that continues has done so before.
 
     Raises:
         DataError: no training trials, or one that cannot be used.
@@ -44,25 +51,50 @@ def prepare(config: RunConfig) -> Prepared:
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     table = symbol_table(config.data.symbols)
+    unusable = _checked(config, table) if check and config.data.check else {}
     trial_set = open_data(config.data, config.preprocessor, ("train", "val"), config.seed)
     config = _filled_in(config, num_sessions=len(trial_set.sessions), num_symbols=len(table))
     torch.manual_seed(seed_for(config.seed, "init"))
     model = build_model(config.model)
     pipeline = FeaturePipeline(config.preprocessor, config.augmentation)
-    faults = _infeasible(trial_set.trials, model, pipeline)
-    if faults and config.data.on_fault == "raise":
-        first, more = next(iter(faults.values())), len(faults) - 1
-        raise DataError(f"{first}" + (f" ({more} more such trials)" if more else ""))
+    infeasible = _infeasible(trial_set.trials, model, pipeline)
+    if config.data.on_fault == "raise":
+        _raise_first(list(infeasible.values()))
+    left_out = unusable | infeasible
     usable = {
-        split: [i for i in trial_set.indices(split) if trial_set.trials[i].trial_id not in faults]
+        split: [i for i in trial_set.indices(split) if trial_set.trials[i].trial_id not in left_out]
         for split in ("train", "val")
     }
     if not usable["train"]:
-        raise DataError(f"{config.data.data_root} has no usable training trial")
+        raise DataError(f"{config.data.data_root} has no usable training trial; run sottovoce check on it")
     vocabulary = find_vocabulary(config.data, table, (trial_set.trials[i] for i in usable["train"]))
-    return Prepared(
-        config, trial_set, vocabulary, model, pipeline, usable["train"], usable["val"], tuple(faults.values())
+    skipped = (*trial_set.skipped, *left_out.values())
+    return Prepared(config, trial_set, vocabulary, model, pipeline, usable["train"], usable["val"], skipped)
+
+
+def _checked(config: RunConfig, table: SymbolTable) -> dict[str, Fault]:
+    """Faults of error severity that only a look at every trial shows, by trial id."""
+    patch = config.model.patch or PatchConfig(1, 1)
+    report = check_path(
+        Path(config.data.data_root),
+        layout="t15" if config.preprocessor.log_mel is None else "recordings",
+        patch_size=patch.size,
+        patch_stride=patch.stride,
+        num_channels=config.preprocessor.num_channels if config.data.channel_stride == 1 else None,
+        expected_symbols=table,
+        max_sessions=config.data.max_sessions,
+        lexicon=read_lexicon(Path(config.data.lexicon), table) if config.data.lexicon else None,
+        front_end=config.preprocessor.log_mel,
     )
+    if config.data.on_fault == "raise":
+        _raise_first(fatal_faults(report))
+    return unusable_trials(report)
+
+
+def _raise_first(faults: Sequence[Fault]) -> None:
+    if faults:
+        others = f" ({len(faults) - 1} more: see sottovoce check)" if len(faults) > 1 else ""
+        raise DataError(f"{faults[0]}{others}")
 
 
 def _filled_in(config: RunConfig, num_sessions: int, num_symbols: int) -> RunConfig:

@@ -18,6 +18,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from sottovoce.core.checkpoints import has_checkpoint
 from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import CheckpointError, ConfigurationError, TrainingAborted
 from sottovoce.data.collation import StepPart, StepParts, step_loader
@@ -71,7 +72,8 @@ def start(config: RunConfig) -> Path:
         environment = describe_environment(prepared.config.seed)
         (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
         write_vocabulary(run_dir, prepared.vocabulary)
-    return _fit(prepared, run_dir, resume=False)
+    fit(prepared, RunLoop(prepared, run_dir))
+    return run_dir
 
 
 def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
@@ -81,8 +83,12 @@ def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
         CheckpointError: `run_dir` is not a run directory, or its checkpoint is damaged.
         ConfigurationError: an override that would make it another run.
     """
-    prepared = prepare(changed_for_resume(read_run_config(run_dir), overrides))
-    return _fit(prepared, run_dir, resume=(run_dir / "checkpoints" / "last").exists())
+    prepared = prepare(changed_for_resume(read_run_config(run_dir), overrides), check=False)
+    loop = RunLoop(prepared, run_dir)
+    if has_checkpoint(loop.last_checkpoint):
+        loop.restore()
+    fit(prepared, loop)
+    return run_dir
 
 
 def is_main_process() -> bool:
@@ -102,26 +108,28 @@ def read_run_config(run_dir: Path) -> RunConfig:
     return build(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def _fit(prepared: Prepared, run_dir: Path, resume: bool) -> Path:
-    config = prepared.config
-    loop = RunLoop(prepared, run_dir)
-    module = loop.module
-    if resume:
-        loop.restore()
+def fit(prepared: Prepared, loop: RunLoop) -> None:
+    """Train from where `loop` stands to the last step.
+
+    Raises:
+        TrainingAborted: the guard gave up, or somebody asked the run to stop; the last checkpoint is good.
+    """
+    config, module = prepared.config, loop.module
     if module.progress.step >= config.training.steps:
-        return run_dir
+        return
     trainer = _trainer(config)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         try:
             trainer.fit(module, train_dataloaders=_loader(prepared, module, trainer))
+        except TrainingAborted as error:
+            loop.aborted(error)
+            raise
         finally:
             loop.close()
     if loop.stopped_by_user:
-        raise TrainingAborted(
-            f"stopped at step {module.progress.step}; continue with: sottovoce train resume={run_dir}"
-        )
-    return run_dir
+        where = f"stopped at step {module.progress.step}"
+        raise TrainingAborted(f"{where}; continue with: sottovoce train resume={loop.run_dir}")
 
 
 def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trainer) -> DataLoader[StepPart]:

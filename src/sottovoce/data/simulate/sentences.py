@@ -22,33 +22,44 @@ _PURPOSE_SEED: Final = 15
 """Fixed, so that every simulation has the same sentences in the same splits."""
 
 _SLOTS: Final[dict[str, str]] = {
-    "colour": "red|blue|green|white|black|old|new|big|small",
-    "noun": "cup|book|bag|coat|box|chair|hat|key|lamp|phone|shirt|bottle|blanket|pillow|picture|knife|watch",
+    "colour": "red|blue|green|white|black|old|new|big|small|brown|yellow|heavy",
+    "noun": "cup|book|bag|coat|box|chair|hat|key|lamp|phone|shirt|bottle|blanket|pillow|picture|knife|watch|"
+    "plate|spoon|basket|candle|ticket|newspaper|umbrella|camera|guitar|pencil|jacket|mirror|towel|carpet|"
+    "clock|wallet|ladder|hammer|brush|ring|toy",
     "thing": "the <colour> <noun>",
     "where": "on the table|on the bed|on the floor|by the door|under the chair|in the kitchen|in the car|"
-    "near the window",
+    "near the window|behind the house|beside the sofa|in the cupboard|upstairs|on the shelf",
     "person": "my mother|my father|my brother|my sister|my friend|the nurse|the doctor|our neighbor|the teacher|"
-    "my wife",
-    "name": "Anna|David|Peter|Laura|Tom|Susan|George|Emma",
+    "my wife|my uncle|my aunt|my cousin|my daughter|my son|the lawyer|the farmer|the driver|the waiter|"
+    "your boss",
+    "name": "Anna|David|Peter|Laura|Tom|Susan|George|Emma|Robert|Helen|Michael|Julia|Alice|Frank|Rachel|Kevin",
     "place": "the store|the park|the office|the library|the bank|the beach|the market|the hospital|the station|"
-    "the school",
-    "day": "Monday|Tuesday|Friday|Sunday",
-    "time": "today|tomorrow|tonight|on <day>|next week|after lunch|before dinner|in an hour|this evening",
-    "past": "yesterday|last night|last week|this morning|on <day>|two days ago",
-    "number": "two|three|four|five|six|seven|eight|nine|ten",
+    "the school|the church|the museum|the airport|the bakery|the theater|the harbor|the village|the farm|"
+    "the bridge|the pool",
+    "day": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday",
+    "time": "today|tomorrow|tonight|on <day>|next week|after lunch|before dinner|in an hour|this evening|"
+    "this weekend|soon|next month",
+    "past": "yesterday|last night|last week|this morning|on <day>|two days ago|last summer|an hour ago|last winter",
+    "number": "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty",
     "food": "some coffee|some water|a cup of tea|a glass of milk|some soup|an apple|a sandwich|some bread|"
-    "a piece of cake|some rice|orange juice|some cheese|fresh fruit",
+    "a piece of cake|some rice|orange juice|some cheese|fresh fruit|roast chicken|a boiled egg|"
+    "bread and butter|fried potatoes|dark chocolate|ice cream|warm honey|a banana|tomato salad",
     "meal": "breakfast|lunch|dinner",
     "activity": "watch a movie|read the news|listen to music|play a game|take a walk|go for a swim|cook dinner|"
-    "write a letter|call my sister|sit outside|go to bed|clean the house|feed the dog|wash my hands|visit my father",
-    "feeling": "tired|hungry|thirsty|happy|sad|sick|busy|ready|worried|much better",
-    "weather": "cold|warm|sunny|windy|cloudy|very hot",
-    "event": "party|meeting|game|wedding|trip|concert|story",
-    "body": "head|back|arm|leg|foot|knee|hand|shoulder|throat",
-    "device": "light|radio|heat|music|fan|television",
-    "animal": "dog|cat|bird|horse|rabbit|mouse",
-    "kind": "good|great|long|short|strange|funny|beautiful|terrible",
-    "work": "movie|book|story|song|trip|picture|day",
+    "write a letter|call my sister|sit outside|go to bed|clean the house|feed the dog|wash my hands|"
+    "visit my father|ride my bicycle|paint the fence|plant a tree|catch the train|practice the piano|"
+    "finish my homework|learn a language|take a picture|pay the bill|buy a ticket|build a shelf|"
+    "fix the roof|water the roses|dance with Julia|change my clothes",
+    "feeling": "tired|hungry|thirsty|happy|sad|sick|busy|ready|worried|much better|angry|nervous|proud|lonely|"
+    "excited|calm|sleepy|surprised|confused",
+    "weather": "cold|warm|sunny|windy|cloudy|very hot|foggy|stormy|dry|freezing",
+    "event": "party|meeting|game|wedding|trip|concert|story|lecture|festival|race|holiday|parade",
+    "body": "head|back|arm|leg|foot|knee|hand|shoulder|throat|neck|elbow|stomach|finger|ankle|nose|ear|chest",
+    "device": "light|radio|heat|music|fan|television|computer|oven|washing machine|engine",
+    "animal": "dog|cat|bird|horse|rabbit|mouse|cow|sheep|duck|fox|elephant|monkey|turtle",
+    "kind": "good|great|long|short|strange|funny|beautiful|terrible|boring|difficult|wonderful|quiet|serious|"
+    "clever|simple",
+    "work": "movie|book|story|song|trip|picture|day|poem|joke|film|dream|speech|question|idea",
 }
 
 _TEMPLATES: Final = (
@@ -108,6 +119,19 @@ _TEMPLATES: Final = (
     "[Good morning|Good night|Good evening|Hello], <name>, how are you?",
     "[Whose|Which] <noun> is [this|that] over there?",
     "[They|We] usually [measure|choose|change] the [size|shape|price] first.",
+    "The [soup|coffee|bread|cake|fish|chicken|salad] tastes [too salty|delicious|awful|fine|a little strange] <time>.",
+    "Remember to [lock|close|open|paint] the [door|window|gate|garage] before you leave.",
+    "My [son|daughter|nephew] is learning to [swim|read|drive|cook|dance|sing|write|fly].",
+    "There were <number> [ducks|boats|cars|trees|cows] near the [lake|river|bridge|harbor].",
+    "<person> [lost|broke|sold|borrowed|cleaned] <thing> <past>.",
+    "Which [train|bus|road|bridge|boat] goes to <place> <time>?",
+    "I forgot [my password|her birthday|the address|his number|your question] again <past>.",
+    "It takes <number> [minutes|hours] to [drive|walk|ride] to <place>.",
+    "[Sometimes|Usually] the [children|girls|boys] [fight|argue|shout|laugh] after <meal>.",
+    "<name> [promised|decided|tried|forgot] to <activity>.",
+    "Why was <person> so <feeling> <past>?",
+    "If it is <weather>, we could <activity>.",
+    "<thing> and <number> books are <where>.",
 )
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside others, interleaved in one process, as ratios."""

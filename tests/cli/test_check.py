@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sottovoce.cli import check
+from sottovoce.core.errors import DataError
+from tests.data.builders import T15Trial, noise, write_sound_folder, write_t15_file, write_wav
+
+
+def run(*arguments: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    check.add_parser(parser.add_subparsers())
+    parsed = parser.parse_args(["check", *map(str, arguments)])
+    code = parsed.run(parsed)
+    assert isinstance(code, int)
+    return code
+
+
+def test_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(write_sound_folder(tmp_path)) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path}: 12 trials (t15), 0 errors, 0 warnings\n"
+    assert printed.err == ""
+
+
+def test_errors_give_1_and_every_kind_is_shown_five_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_t15_file(tmp_path / "a.hdf5", [T15Trial(noise(0))] * 7 + [T15Trial(noise(20))])
+    assert run(path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{path}: 8 trials (t15_file), 7 errors, 1 warnings"
+    assert lines[1].startswith("error: a.hdf5:trial_0000: empty_trial: 0 time steps with 5 labels")
+    assert lines[6].startswith("warning: a.hdf5:trial_0007: ctc_infeasible: 20 time steps give 2 frames")
+    assert lines[7] == "… a.hdf5: empty_trial: 2 more of 7"
+
+
+def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_t15_file(tmp_path / "a.hdf5", [T15Trial(), T15Trial(noise(20))])
+    assert run(path, "--json") == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert set(found) == {"trials", "faults"} and found["trials"] == 2
+    (fault,) = found["faults"]
+    assert set(fault) == {"file", "trial", "fault", "severity", "message"}
+    assert (fault["file"], fault["trial"], fault["fault"]) == ("a.hdf5", "trial_0001", "ctc_infeasible")
+    assert printed.err == ""
+
+
+def test_truncated_file_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_t15_file(tmp_path / "a.hdf5", [T15Trial()])
+    path.write_bytes(path.read_bytes()[:5000])
+    assert run(path, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [f["fault"] for f in found["faults"]] == ["unreadable_file"]
+    assert "5000 bytes present" in found["faults"][0]["message"]
+
+
+def test_no_data_set_is_unreadable_input(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(DataError) as caught:
+            run(path)
+        assert caught.value.exit_code == 2
+
+
+def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_t15_file(tmp_path / "a.hdf5", [T15Trial(noise(20, 256))])
+    assert run(path, "--patch-stride", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["faults"] == []
+    assert run(path, "--patch-stride", "1", "--num-channels", "512") == 1
+    with pytest.raises(DataError, match=r"data\.layout=recordings cannot read"):
+        run(path, "--layout", "recordings")
+
+
+def test_options_for_recordings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "set"
+    write_wav(root / "1_theo_0.wav")
+    (tmp_path / "lexicon").write_text("two  T UW1\n")
+    assert run(root, "--lexicon", tmp_path / "lexicon", "--json") == 1
+    (fault,) = json.loads(capsys.readouterr().out)["faults"]
+    assert (fault["file"], fault["fault"]) == ("1_theo_0.wav", "unknown_symbol")
+    assert "'one'" in fault["message"]
+    assert run(root, "--symbols", "letters", "--sample-rate", "16000", "--json") == 0
+    assert [f["fault"] for f in json.loads(capsys.readouterr().out)["faults"]] == ["wav_sample_rate"]
+
+
+def test_a_folder_with_an_unreadable_file_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_sound_folder(tmp_path)
+    (root / "t15.2023.08.13" / "data_train.hdf5").write_bytes(b"not HDF5")
+    features = noise()
+    features[3, 4] = np.inf
+    write_t15_file(root / "t15.2023.08.18" / "data_val.hdf5", [T15Trial(features, block=2)], "t15.2023.08.18")
+    assert run(root) == 1
+    out = capsys.readouterr().out
+    assert "9 trials (t15), 2 errors, 0 warnings" in out
+    assert "t15.2023.08.13/data_train.hdf5: unreadable_file: cannot be read as HDF5" in out
+    assert "t15.2023.08.18/data_val.hdf5:trial_0000: non_finite_features: 1 non-finite values" in out

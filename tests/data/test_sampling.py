@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from sottovoce.core.errors import ConfigurationError
+from sottovoce.data.sampling import POOL_STEPS, BatchPlan
+
+LENGTHS = np.random.default_rng(0).integers(100, 500, 60)
+SESSIONS = np.repeat([0, 1, 2, 3], [30, 20, 9, 1])
+
+
+def plan(**changes: object) -> BatchPlan:
+    settings = {
+        "lengths": LENGTHS, "sessions": SESSIONS, "trials": np.arange(60) + 1000, "batch_size": 8,
+        "sessions_per_batch": 0, "bucketing": False, "seed": 5,
+    }  # fmt: skip
+    return BatchPlan(**(settings | changes))
+
+
+@pytest.mark.parametrize("bucketing", [False, True])
+@pytest.mark.parametrize("sessions_per_batch", [0, 2])
+def test_a_step_does_not_depend_on_the_steps_before(bucketing: bool, sessions_per_batch: int) -> None:
+    settings = {"bucketing": bucketing, "sessions_per_batch": sessions_per_batch}
+    in_order = [plan(**settings).step(n).tolist() for n in range(20)]
+    one = plan(**settings)
+    assert [one.step(n).tolist() for n in range(20)] == in_order
+    assert plan(**settings).step(17).tolist() == in_order[17]
+    assert plan(**settings, seed=6).step(17).tolist() != in_order[17]
+
+
+def test_every_trial_once_before_any_again() -> None:
+    drawn = np.concatenate([plan().step(n) for n in range(15)])
+    assert sorted(drawn[:60]) == sorted(drawn[60:120]) == list(range(1000, 1060))
+    assert drawn[:60].tolist() != drawn[60:120].tolist()
+
+
+def test_the_official_sampler_draws_sessions_uniformly() -> None:
+    one = plan(sessions_per_batch=2)
+    counts = np.zeros(4)
+    for n in range(400):
+        sessions = SESSIONS[one.step(n) - 1000]
+        present, sizes = np.unique(sessions, return_counts=True)
+        assert len(present) == 2
+        assert sizes.tolist() == [4, 4]
+        counts[present] += 1
+    assert counts / 400 == pytest.approx(np.full(4, 0.5), abs=0.08)
+
+
+def test_bucketing_keeps_the_trials_and_cuts_the_padding() -> None:
+    plain = [plan().step(n) for n in range(POOL_STEPS)]
+    bucketed = [plan(bucketing=True).step(n) for n in range(POOL_STEPS)]
+    assert sorted(np.concatenate(plain)) == sorted(np.concatenate(bucketed))
+
+    def padding(batches: list[np.ndarray]) -> float:
+        lengths = [LENGTHS[b - 1000] for b in batches]
+        return 1 - sum(x.sum() for x in lengths) / sum(len(x) * x.max() for x in lengths)
+
+    assert padding(plain) > 0.2
+    assert padding(bucketed) < 0.08
+
+
+def test_more_sessions_than_there_are() -> None:
+    with pytest.raises(ConfigurationError, match=r"sessions_per_batch=5, but only 4"):
+        plan(sessions_per_batch=5)

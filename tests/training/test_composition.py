@@ -1,0 +1,108 @@
+from dataclasses import fields
+
+import pytest
+
+from sottovoce.core.configuration import every_key
+from sottovoce.core.errors import ConfigurationError
+from sottovoce.training.composition import (
+    changed_for_resume,
+    checked_overrides,
+    compose_config,
+    recipe_names,
+    split_resume,
+)
+from sottovoce.training.config import RunConfig
+
+BASE = ["data.data_root=x"]
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_composes(recipe: str) -> None:
+    config = compose_config([f"recipe={recipe}", *BASE])
+    assert config.recipe == recipe
+    assert isinstance(config, RunConfig)
+
+
+def test_t15_gru_is_the_official_configuration() -> None:
+    """The table of the published `rnn_args.yaml`, value by value."""
+    config = compose_config(["recipe=t15_gru", *BASE])
+    optimizer, scheduler, augmentation = config.training.optimizer, config.training.scheduler, config.augmentation
+    assert (optimizer.lr, optimizer.session_lr, optimizer.eps) == (0.005, 0.005, 0.1)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay) == (0.9, 0.999, 0.001)
+    assert (scheduler.name, scheduler.warmup_steps, scheduler.max_steps) == ("cosine_with_warmup", 1000, 120_000)
+    assert scheduler.min_lr_ratio * optimizer.lr == pytest.approx(1e-4)
+    assert (augmentation.white_noise_std, augmentation.constant_offset_std) == (1.0, 0.2)
+    assert (augmentation.random_cut_bins, augmentation.gain_std, augmentation.random_walk_std) == (2, 0.0, 0.0)
+    assert (augmentation.time_mask.probability, augmentation.channel_mask.probability) == (0.0, 0.0)
+    assert config.preprocessor.smoothing_sigma_bins == 2.0
+    assert config.preprocessor.normalisation == "none"
+    assert (config.training.batch_size, config.data.sessions_per_batch) == (64, 4)
+    assert (config.training.steps, config.training.validate_every_steps) == (120_000, 2000)
+    assert (config.training.max_grad_norm, config.training.loss_normalisation) == (10.0, "per_utterance")
+    assert config.training.gradient_accumulation_steps == 1
+    assert config.seed == 10
+    assert config.model.gru is not None
+    assert (config.model.gru.units, config.model.gru.layers, config.model.gru.dropout) == (768, 5, 0.4)
+    assert config.model.patch is not None
+    assert (config.model.patch.size, config.model.patch.stride) == (14, 4)
+    assert config.model.session_adapter is not None
+    assert config.model.session_adapter.dropout == 0.2
+
+
+def test_overrides_reach_keys_that_the_recipe_leaves_out() -> None:
+    config = compose_config(
+        [
+            "recipe=demo", *BASE, "training.optimizer.beta2=0.98", "augmentation.time_mask.probability=0.5",
+            "trainer.devices=2", "training.num_threads=2", "model.session_adapter=null",
+        ]
+    )  # fmt: skip
+    assert config.training.optimizer.beta2 == 0.98
+    assert config.augmentation.time_mask.probability == 0.5
+    assert config.trainer.devices == 2
+    assert config.training.num_threads == 2
+    assert config.model.session_adapter is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["recipe=demo"], r"data.data_root is required"),
+        (BASE, r"say which recipe .*demo"),
+        (["recipe=dmo", *BASE], "no recipe 'dmo'; did you mean demo"),
+        (
+            ["recipe=demo", *BASE, "training.lr=1"],
+            "unknown configuration key training.lr; did you mean training.optimizer.lr",
+        ),
+        (["recipe=demo", *BASE, "data.data_rot=y"], "did you mean data.data_root"),
+        (["recipe=demo", *BASE, "training.steps=many"], "training.steps='many': a whole number"),
+        (["recipe=demo", *BASE, "training.steps=0"], "training.steps=0: must be at least 1"),
+        (["recipe=demo", *BASE, "model.conv.width=64"], "exactly one of the encoders"),
+        (["recipe=demo", *BASE, "training.scheduler.max_steps=50"], "must be larger than warmup_steps"),
+        (["recipe=demo", *BASE, "data.num_workers=2"], "data.cache_data"),
+        (["recipe=demo", *BASE, "augmentation.speed=0.1"], "augmentation.speed"),
+        (["recipe=demo", *BASE, "data.held_out_speakers=[theo]"], "data.held_out_speakers has no effect"),
+        (["recipe=demo", "nonsense"], "not of the form key=value"),
+        (["recipe=demo", *BASE, "training.scheduler.warmup_steps=5000"], "warmup_steps"),
+    ],
+)
+def test_mistakes_are_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        compose_config(overrides)
+
+
+def test_sweeps_pass_the_check() -> None:
+    assert checked_overrides(["recipe=demo,t15_gru", "seed=1,2"]) == ["recipe=demo,t15_gru", "++seed=1,2"]
+
+
+def test_resume_changes_only_where_it_runs() -> None:
+    path, others = split_resume(["resume=runs/a", "trainer.devices=2"])
+    assert (str(path), others) == ("runs/a", ["trainer.devices=2"])
+    config = compose_config(["recipe=demo", *BASE])
+    assert changed_for_resume(config, others).trainer.devices == 2
+    with pytest.raises(ConfigurationError, match="a resumed run keeps its own configuration"):
+        changed_for_resume(config, ["training.optimizer.lr=1"])
+
+
+def test_every_field_has_a_place_in_some_recipe_or_a_default() -> None:
+    assert len(every_key(RunConfig)) == len(set(every_key(RunConfig))) > 60
+    assert {f.name for f in fields(RunConfig)} >= {"data", "preprocessor", "augmentation", "model", "training"}

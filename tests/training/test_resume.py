@@ -1,0 +1,101 @@
+"""A run that is killed and resumed is the uninterrupted run, bit for bit. The processes are really killed."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sottovoce.core.checkpoints import read_state
+from sottovoce.core.records import read_json_lines
+from tests.training.small_runs import STEPS, assert_same_run, command, overrides, train
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    done = train(*overrides(tiny_t15, runs, "whole"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"run: {runs / 'whole'}"
+    return runs / "whole"
+
+
+KILLED_WRITING = """
+import os, signal
+from sottovoce.core import checkpoints
+calls = 0
+def dying(path, original=checkpoints._to_disk):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(path)
+checkpoints._to_disk = dying
+"""
+
+
+@pytest.mark.parametrize(
+    "call", [1, 5, 9], ids=["the first model file", "an optimiser file", "an index, after a validation"]
+)
+def test_killed_while_a_checkpoint_is_written(tiny_t15: Path, tmp_path: Path, uninterrupted: Path, call: int) -> None:
+    killed = train(*overrides(tiny_t15, tmp_path, "killed"), before=KILLED_WRITING.format(call=call))
+    assert killed.returncode == -signal.SIGKILL
+    run = tmp_path / "killed"
+    assert list((run / "checkpoints").rglob("*.writing"))
+    resumed = train(f"resume={run}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(uninterrupted, run)
+
+
+def test_killed_in_the_middle_and_again(tiny_t15: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    """From outside, at whatever point it happens to be after step 4, then once more after step 8."""
+    run, metrics = tmp_path / "killed", tmp_path / "killed" / "metrics.jsonl"
+    arguments = overrides(tiny_t15, tmp_path, "killed")
+    for step in (4, 8):
+        process = subprocess.Popen(command("train", *arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while not (metrics.exists() and any(r["step"] >= step for r in read_json_lines(metrics))):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        arguments = [f"resume={run}"]
+    resumed = train(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(uninterrupted, run)
+    events = [record["event"] for record in read_json_lines(run / "events.jsonl")]
+    assert events.count("resumed") >= 1
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny_t15: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    run, metrics = tmp_path / "stopped", tmp_path / "stopped" / "metrics.jsonl"
+    process = subprocess.Popen(
+        command("train", *overrides(tiny_t15, tmp_path, "stopped")), stderr=subprocess.PIPE, text=True
+    )
+    while not (metrics.exists() and read_json_lines(metrics)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert f"continue with: sottovoce train resume={run}" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    step, _ = read_state(run / "checkpoints" / "last")
+    assert 2 <= step < STEPS
+    assert train(f"resume={run}").returncode == 0
+    assert_same_run(uninterrupted, run)
+
+
+def test_a_finished_run_resumed_changes_nothing(uninterrupted: Path) -> None:
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    done = train(f"resume={uninterrupted}")
+    assert done.returncode == 0, done.stderr
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_resuming_what_is_no_run(tmp_path: Path) -> None:
+    done = train(f"resume={tmp_path}")
+    assert done.returncode == 2
+    assert "is not a run directory" in done.stderr
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,157 @@
+"""Whole small runs in this process: what they leave behind, what is equal, how they fail."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sottovoce.core.checkpoints import read_tensors
+from sottovoce.core.errors import ConfigurationError, DataError, TrainingAborted
+from sottovoce.core.records import read_json_lines
+from sottovoce.training.composition import compose_config
+from sottovoce.training.loop import RunLoop
+from sottovoce.training.preparation import prepare
+from sottovoce.training.run import fit, start
+from tests.training.small_runs import STEPS, comparable_metrics, overrides, train
+
+NO_DROPOUT = ("model.gru.dropout=0", "model.session_adapter.dropout=0")
+
+
+def run(data: Path, runs: Path, name: str, *more: str) -> Path:
+    return start(compose_config(overrides(data, runs, name, *more)))
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [value for _, _, name, value in comparable_metrics(run_dir) if name == "train/loss"]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tiny_t15, tmp_path_factory.mktemp("runs"), "plain")
+
+
+def test_what_a_run_leaves_behind(finished: Path) -> None:
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["model"]["num_sessions"] == 2
+    assert config["training"]["optimizer"]["eps"] == 1e-8
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    names = {(r["split"], r["name"]) for r in read_json_lines(finished / "metrics.jsonl")}
+    for name in ("loss", "ctc_loss", "gradient_norm", "blank_fraction", "step_seconds", "padding_fraction"):
+        assert ("train", f"train/{name}") in names
+    for group in ("bias", "session", "other"):
+        assert ("train", f"learning_rate/{group}") in names
+    for name in ("val/loss", "val/per", "val/wer"):
+        assert ("val", name) in names
+    steps = [r["step"] for r in read_json_lines(finished / "metrics.jsonl") if r["name"] == "val/per"]
+    assert steps == [5, 10, 14]
+    assert list((finished / "tensorboard").iterdir())
+    saved = [(r["step"], r["checkpoint"]) for r in read_json_lines(finished / "events.jsonl")]
+    assert [step for step, name in saved if name == "last"] == [3, 6, 9, 12, 14]
+
+
+def test_losses_fall(finished: Path) -> None:
+    found = losses(finished)
+    assert len(found) == STEPS // 2
+    assert found[-1] < 0.8 * found[0]
+    assert all(map(math.isfinite, found))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    tiny_t15: Path, tmp_path: Path, finished: Path
+) -> None:
+    assert comparable_metrics(run(tiny_t15, tmp_path, "again")) == comparable_metrics(finished)
+    assert losses(run(tiny_t15, tmp_path, "other", "seed=11")) != losses(finished)
+
+
+def test_accumulation_is_exact(tiny_t15: Path, tmp_path: Path) -> None:
+    """1 × 4 and 4 × 1: the same batches, losses and weights, up to the order of additions."""
+    common = (*NO_DROPOUT, "training.loss_normalisation=per_token")
+    one = run(tiny_t15, tmp_path, "one", *common, "training.batch_size=4", "training.gradient_accumulation_steps=1")
+    four = run(tiny_t15, tmp_path, "four", *common, "training.batch_size=1", "training.gradient_accumulation_steps=4")
+    assert losses(one) == pytest.approx(losses(four), rel=1e-5)
+    a, b = (read_tensors(r / "checkpoints" / "last", "model") for r in (one, four))
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-3
+
+
+def test_two_processes_are_one(tiny_t15: Path, tmp_path: Path) -> None:
+    """DistributedDataParallel over gloo on CPUs: the same global batch, the same losses and validation."""
+    common = (*NO_DROPOUT, "trainer.accelerator=cpu", "training.gradient_accumulation_steps=2")
+    one = train(*overrides(tiny_t15, tmp_path, "one", *common, "training.batch_size=4"))
+    two = train(*overrides(tiny_t15, tmp_path, "two", *common, "training.batch_size=2", "trainer.devices=2"))
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    for name in ("train/loss", "train/ctc_loss", "val/loss", "val/per"):
+        first, second = (
+            [value for _, _, n, value in comparable_metrics(tmp_path / r) if n == name] for r in ("one", "two")
+        )
+        assert len(first) > 2
+        assert first == pytest.approx(second, rel=1e-4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_poisoned_model_stops_the_run_with_the_cause(tiny_t15: Path, tmp_path: Path) -> None:
+    config = compose_config(overrides(tiny_t15, tmp_path, "bad", "training.max_bad_steps=3"))
+    prepared = prepare(config)
+    with torch.no_grad():
+        prepared.model.head.bias[3] = math.nan
+    loop = RunLoop(prepared, tmp_path)
+    with pytest.raises(TrainingAborted, match="nonfinite_loss in 3 steps in a row"):
+        fit(prepared, loop)
+    events = read_json_lines(tmp_path / "events.jsonl")
+    assert [e["event"] for e in events] == ["step_skipped", "step_skipped", "run_aborted"]
+    assert events[0]["code"] == "nonfinite_loss"
+    assert "t15.2023" in events[0]["evidence"]
+
+
+def test_a_single_bad_step_is_skipped_and_the_run_goes_on(tiny_t15: Path, tmp_path: Path) -> None:
+    config = compose_config(overrides(tiny_t15, tmp_path, "one-bad"))
+    prepared = prepare(config)
+    loop = RunLoop(prepared, tmp_path)
+    module, poisoned = loop.module, []
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor | None:
+        if module.progress.step == 4 and not poisoned:
+            poisoned.append(True)
+            return gradient * math.nan
+        return None
+
+    module.model.head.weight.register_hook(poison)
+    fit(prepared, loop)
+    events = [e for e in read_json_lines(tmp_path / "events.jsonl") if e["event"] == "step_skipped"]
+    assert [(e["step"], e["code"]) for e in events] == [(5, "nonfinite_gradient")]
+    assert "head.weight" in events[0]["evidence"]
+    assert (module.progress.step, module.progress.updates) == (STEPS, STEPS - 1)
+    assert all(bool(p.isfinite().all()) for p in module.model.parameters())
+
+
+def test_settings_that_contradict_the_data(tiny_t15: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"channel_mismatch.*preprocessor.num_channels=16"):
+        run(tiny_t15, tmp_path, "a", "preprocessor.num_channels=512")
+    with pytest.raises(ConfigurationError, match="model.num_sessions=7"):
+        run(tiny_t15, tmp_path, "b", "model.num_sessions=7")
+    with pytest.raises(DataError, match=r"ctc_infeasible.*CTC needs"):
+        run(tiny_t15, tmp_path, "c", "model.patch.size=40", "model.patch.stride=40")
+    with pytest.raises(DataError, match="does not exist"):
+        run(tmp_path / "nowhere", tmp_path, "d")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_never_overwritten(tiny_t15: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(ConfigurationError, match=r"exists already; continue it with resume="):
+        run(tiny_t15, tmp_path, "taken")
+
+
+def test_names_count_up(tiny_t15: Path, tmp_path: Path) -> None:
+    quick = [o for o in overrides(tiny_t15, tmp_path, "x", "training.steps=3") if not o.startswith("run_name")]
+    assert [start(compose_config(quick)).name for _ in range(2)] == ["demo-001", "demo-002"]
+
+
+def test_padding_is_measured_and_small(finished: Path) -> None:
+    values = [v for _, _, name, v in comparable_metrics(finished) if name == "train/padding_fraction"]
+    assert 0 < np.mean(values) < 0.15
