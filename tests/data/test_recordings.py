@@ -216,15 +216,6 @@ def test_a_file_that_changes_under_a_run_is_an_error(tmp_path: Path) -> None:
         data.signal(0)
 
 
-def test_without_leaves_trials_out(tmp_path: Path) -> None:
-    for take in range(3):
-        write_wav(tmp_path / f"0_theo_{take}.wav", tone(0.1 * (take + 1)))
-    data = open_letters(tmp_path)
-    rest = data.without({data.trials[0].trial_id})
-    assert rest.trials == data.trials[1:]
-    np.testing.assert_array_equal(rest.signal(0), data.signal(1))
-
-
 @settings(deadline=None)
 @given(
     st.integers(1, 5000),

@@ -242,14 +242,6 @@ class _Sum:
         return float(self.data.signal(index).sum())
 
 
-def test_without_leaves_trials_out(tmp_path: Path) -> None:
-    data = open_t15(write_sound_folder(tmp_path), ("train",))
-    rest = data.without({"t15.2023.08.13/train/trial_0000"})
-    assert [t.trial_id for t in rest.trials] == [t.trial_id for t in data.trials[1:]]
-    np.testing.assert_array_equal(rest.signal(0), data.signal(1))
-    assert rest.sessions == data.sessions
-
-
 @settings(max_examples=15, deadline=None)
 @given(
     lengths=st.lists(st.integers(40, 60), min_size=1, max_size=4),

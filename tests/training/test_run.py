@@ -132,7 +132,7 @@ def test_a_single_bad_step_is_skipped_and_the_run_goes_on(tiny_t15: Path, tmp_pa
 def test_settings_that_contradict_the_data(tiny_t15: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"channel_mismatch.*preprocessor.num_channels=16"):
         run(tiny_t15, tmp_path, "a", "preprocessor.num_channels=512")
-    with pytest.raises(ConfigurationError, match="model.num_sessions=7"):
+    with pytest.raises(ConfigurationError, match=r"model\.num_sessions=7"):
         run(tiny_t15, tmp_path, "b", "model.num_sessions=7")
     with pytest.raises(DataError, match=r"ctc_infeasible.*CTC needs"):
         run(tiny_t15, tmp_path, "c", "model.patch.size=40", "model.patch.stride=40")

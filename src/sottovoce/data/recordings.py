@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -136,12 +136,6 @@ class RecordingTrials:
                 f"{trial.num_steps} when the data set was opened; restore the file, or start again"
             )
         return samples
-
-    def without(self, trial_ids: Collection[str]) -> RecordingTrials:
-        """The same data set without the trials called `trial_ids`, e.g. those in which a check found a fault."""
-        kept = [i for i, trial in enumerate(self.trials) if trial.trial_id not in trial_ids]
-        trials, segments = tuple(self.trials[i] for i in kept), tuple(self._segments[i] for i in kept)
-        return RecordingTrials(trials, self.sessions, segments, self.sample_rate_hz, self.skipped)
 
 
 def split_recordings(recordings: Sequence[Recording], config: DataConfig, seed: int) -> tuple[list[Split], list[Fault]]:

@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -102,12 +102,6 @@ class T15Trials:
         if problem is not None:
             raise DataError(f"{where}: non_finite_features: {problem}")
         return features
-
-    def without(self, trial_ids: Collection[str]) -> T15Trials:
-        """The same data set without the trials called `trial_ids`, e.g. those in which a check found a fault."""
-        kept = [i for i, trial in enumerate(self.trials) if trial.trial_id not in trial_ids]
-        trials, features = tuple(self.trials[i] for i in kept), tuple(self._features[i] for i in kept)
-        return T15Trials(trials, self.sessions, features, self.num_channels, self.skipped)
 
 
 class _OpenFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from sottovoce.features.config import PreprocessorConfig
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, ModelConfig, build_model
 
+SESSIONS_FILE = "sessions.json"
+
 
 @dataclass(frozen=True)
 class LoadedRun:
@@ -38,6 +41,8 @@ class LoadedRun:
     evaluation: EvaluationConfig
     model: DecoderModel
     vocabulary: Vocabulary | None
+    sessions: tuple[str, ...]
+    """Whose adapters the model has, in order."""
 
     @property
     def table(self) -> SymbolTable:
@@ -66,7 +71,17 @@ class LoadedRun:
             DataError: the data cannot be used, or have sessions that the model has no adapter for.
         """
         data = self.data if data_root is None else replace(self.data, data_root=str(data_root))
-        return open_data(replace(data, num_workers=0, cache_data=False), self.preprocessor, splits, self.seed)
+        opened = open_data(replace(data, num_workers=0, cache_data=False), self.preprocessor, splits, self.seed)
+        if self.model.session_adapter is not None:
+            unknown = sorted({trial.session for trial in opened.trials} - set(self.sessions))
+            if unknown:
+                raise DataError(
+                    f"{data.data_root}: the model has no adapter for the session {unknown[0]} ({len(unknown)} unknown); "
+                    f"it was trained on {self.sessions[0]} … {self.sessions[-1]}. Train with that session, or with "
+                    "model.session_adapter=null"
+                )
+            opened.sessions = self.sessions
+        return opened
 
     def outputs(self, trial_set: PreparedTrials, indices: Sequence[int]) -> list[TrialOutput]:
         """What the model makes of these trials, in the order of `indices`.
@@ -96,6 +111,24 @@ class LoadedRun:
         return [by_id[trial_set.trials[i].trial_id] for i in indices]
 
 
+def write_sessions(run_dir: Path, sessions: Sequence[str]) -> None:
+    """Keep the order of the session adapters with the run: another data set may hold other sessions."""
+    (run_dir / SESSIONS_FILE).write_text(json.dumps(list(sessions)), encoding="utf-8")
+
+
+def read_sessions(run_dir: Path) -> tuple[str, ...]:
+    """What `write_sessions` wrote.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path = run_dir / SESSIONS_FILE
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error
+
+
 def load_run(run_dir: Path) -> LoadedRun:
     """The run with the weights of its best checkpoint, or of the last where no validation chose one.
 
@@ -121,4 +154,5 @@ def load_run(run_dir: Path) -> LoadedRun:
         evaluation=build(EvaluationConfig, config["evaluation"], "evaluation"),
         model=model.eval(),
         vocabulary=read_vocabulary(run_dir),
+        sessions=read_sessions(run_dir),
     )

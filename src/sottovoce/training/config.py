@@ -137,14 +137,14 @@ class RunConfig:
             raise ConfigurationError(f"seed={self.seed}: must be at least 0")
         if self.data.cache_data and self.data.num_workers:
             raise ConfigurationError(
-                f"data.num_workers={self.data.num_workers} with data.cache_data=true would keep a copy in each process; "
-                "set one of them to 0 or false"
+                f"data.num_workers={self.data.num_workers} with data.cache_data=true would keep a copy in each "
+                "process; set one of them to 0 or false"
             )
         steps, scheduler = self.training.steps, self.training.scheduler
         if (scheduler.max_steps or steps) <= scheduler.warmup_steps:
             raise ConfigurationError(
-                f"training.scheduler.warmup_steps={scheduler.warmup_steps} leaves nothing of the {steps} training.steps "
-                "after the warm-up; lower it"
+                f"training.scheduler.warmup_steps={scheduler.warmup_steps} leaves nothing of the {steps} "
+                "training.steps after the warm-up; lower it"
             )
         waveform_only = {name: getattr(self.augmentation, name) for name in ("speed", "formant")}
         for name, value in waveform_only.items():

@@ -23,6 +23,7 @@ from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import CheckpointError, ConfigurationError, TrainingAborted
 from sottovoce.data.collation import StepPart, StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
+from sottovoce.evaluation.loaded_run import write_sessions
 from sottovoce.evaluation.vocabulary import write_vocabulary
 from sottovoce.training.composition import changed_for_resume
 from sottovoce.training.config import RunConfig
@@ -72,6 +73,7 @@ def start(config: RunConfig) -> Path:
         environment = describe_environment(prepared.config.seed)
         (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
         write_vocabulary(run_dir, prepared.vocabulary)
+        write_sessions(run_dir, prepared.trial_set.sessions)
     fit(prepared, RunLoop(prepared, run_dir))
     return run_dir
 

@@ -33,7 +33,7 @@ NUM_PRIVATE: Final = 6
 """Further latents, in which each phoneme has a target of its own: what a cortex plans beside positions."""
 NUM_LATENTS: Final = len(ARTICULATORS) + NUM_PRIVATE
 
-TOKEN_SPREAD: Final = 0.3
+TOKEN_SPREAD: Final = 0.27
 """Deviation of a target from one utterance of a phoneme to the next."""
 COARTICULATION_BINS: Final = 1.8
 """Reach of a neighbour's influence: its weight falls by e in this many bins."""

@@ -29,7 +29,7 @@ FEEDBACK_LAG_BINS: Final = 5
 POSITION_SCALE: Final = 2.2
 SPEED_SCALE: Final = 11.0
 """Inverse deviations of positions and of speeds (per bin) during speech."""
-DEPTH: Final = 0.53
+DEPTH: Final = 0.48
 """Deviation of the log rate of a well tuned electrode at snr 1."""
 MAX_LOG_RATE_CHANGE: Final = 2.0
 SHARED_NOISE: Final = 0.25
@@ -108,7 +108,7 @@ def first_population(seed: int, electrodes: int, dead_fraction: float) -> Popula
 def population_of(settings: SimulationSettings, session: int) -> Population:
     """The electrodes on day `session`: a chain of small changes from the first day on."""
     population = first_population(settings.seed, settings.electrodes, settings.dead_fraction)
-    share = min(1.0, TUNING_DRIFT * settings.drift)
+    share = TUNING_DRIFT * settings.drift
     for day in range(1, session + 1):
         generator = numpy_generator(settings.seed, "simulation", DRIFT, day)
         tuning_DE, feedback_DE = _draw_tuning(settings.electrodes, generator)

@@ -18,7 +18,7 @@ from sottovoce.core.trial import Split
 MAX_SENTENCES_PER_TEMPLATE: Final = 200
 """A template with more readings is thinned to this many, so that no turn of phrase dominates."""
 
-_PURPOSE_SEED: Final = 15
+_GRAMMAR_SEED: Final = 15
 """Fixed, so that every simulation has the same sentences in the same splits."""
 
 _SLOTS: Final[dict[str, str]] = {
@@ -155,11 +155,11 @@ def all_sentences() -> tuple[str, ...]:
     sentences: dict[str, None] = {}
     for number, template in enumerate(_TEMPLATES):
         readings = _readings(template)
-        order = numpy_generator(_PURPOSE_SEED, "simulation", number).permutation(len(readings))
+        order = numpy_generator(_GRAMMAR_SEED, "simulation", number).permutation(len(readings))
         chosen = sorted(order[:MAX_SENTENCES_PER_TEMPLATE].tolist())
         sentences.update(dict.fromkeys(readings[i][0].upper() + readings[i][1:] for i in chosen))
     listed = list(sentences)
-    shuffled = numpy_generator(_PURPOSE_SEED, "split").permutation(len(listed)).tolist()
+    shuffled = numpy_generator(_GRAMMAR_SEED, "split").permutation(len(listed)).tolist()
     return tuple(listed[i] for i in shuffled)
 
 

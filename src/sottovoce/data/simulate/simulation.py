@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.core.errors import DataError
 from sottovoce.core.lengths import conv_length, ctc_frames_needed
 from sottovoce.core.random import numpy_generator
 from sottovoce.core.symbols import PHONEMES
@@ -58,8 +59,18 @@ def simulate_t15(
     `ground_truth.jsonl` and `sim_config.json` come last: a folder without them is an interrupted simulation.
 
     Raises:
-        DataError: the folder is not empty and `overwrite` is not set, or it holds more than a simulation.
+        DataError: the folder is not empty and `overwrite` is not set, it holds more than a simulation, or it cannot
+            be written.
     """
+    try:
+        return _simulate(directory, settings, progress, overwrite)
+    except OSError as error:
+        raise DataError(f"{directory} cannot be written ({error}); choose another folder or make room") from error
+
+
+def _simulate(
+    directory: Path, settings: SimulationSettings, progress: Progress | None, overwrite: bool
+) -> SimulationSummary:
     sessions = [plan_session(settings, index) for index in range(settings.sessions)]
     total = sum(len(block.trials) for session in sessions for block in session.blocks)
     claim_folder(directory, overwrite)

@@ -1,0 +1,42 @@
+# Two commands on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format fast bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/sottovoce simulate $(DEMO)/data --overwrite --layout t15 --sessions 4 --trials 200 --electrodes 64 --seed 1
+	$(BIN)/sottovoce train recipe=demo data.data_root=$(DEMO)/data runs_dir=$(DEMO)/runs
+
+test: check
+
+# Exactly what CI runs.
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+fast: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)
+	$(BIN)/sottovoce bench train-step
+
+# torch is bounded in pyproject.toml and installed in the same command, so that pip never takes a CUDA build.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs $(DEMO) build
