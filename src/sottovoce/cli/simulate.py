@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("drift", float, "change of the electrodes from session to session, 0 to 2.5; 1 = moderate"),
         ("dead-fraction", float, "share of electrodes whose features are exactly 0, 0 to 0.5"),
         ("block-trials", int, "trials of a block, at least 1; the speaking mode alternates from block to block"),
-        ("bins-per-phoneme", float, "mean duration of a phoneme in bins of 20 ms, 5 to 40"),
+        ("bins-per-phoneme", float, "mean duration of a phoneme in bins of 20 ms, 6 to 40"),
     ):
         value = getattr(default, name.replace("-", "_"))
         shown = text if value is None else f"{text} (default: {value})"

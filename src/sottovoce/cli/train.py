@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from sottovoce.cli.evaluate import summary
 from sottovoce.core.configuration import plain
+from sottovoce.core.trial import SPLITS
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.reporting import write_report
@@ -58,8 +59,8 @@ def _finish(run_dir: Path) -> int:
     if not is_main_process():
         return 0
     loaded = load_run(run_dir)
-    trial_set = loaded.open(("val", "test"))
-    for split in ("val", "test"):
+    trial_set = loaded.open(SPLITS)
+    for split in SPLITS[1:]:
         indices = trial_set.indices(split)
         if indices and all(trial_set.trials[i].labels is not None for i in indices):
             print(summary(evaluate_run(loaded, split)))

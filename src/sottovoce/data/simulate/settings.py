@@ -61,9 +61,9 @@ class SimulationSettings:
                 (f"dead_fraction={self.dead_fraction}: must lie in [0, 0.5]", not 0 <= self.dead_fraction <= 0.5),
                 (f"block_trials={self.block_trials}: must be at least 1", self.block_trials < 1),
                 (
-                    f"bins_per_phoneme={self.bins_per_phoneme}: must lie in [5, 40]; faster speech has no CTC path "
+                    f"bins_per_phoneme={self.bins_per_phoneme}: must lie in [6, 40]; faster speech has no CTC path "
                     "with patches every 4 bins",
-                    not 5 <= self.bins_per_phoneme <= 40,
+                    not 6 <= self.bins_per_phoneme <= 40,
                 ),
             )
             if found
