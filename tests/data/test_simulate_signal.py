@@ -167,7 +167,8 @@ def test_drift_changes_tuning_step_by_step():
 @pytest.fixture(scope="module")
 def medium(tmp_path_factory):
     directory = tmp_path_factory.mktemp("medium")
-    simulate_t15(directory, SimulationSettings(sessions=2, trials=60, val_trials=20, test_trials=0, electrodes=64))
+    settings = SimulationSettings(sessions=2, trials=60, val_trials=20, test_trials=0, electrodes=64, snr=3.6)
+    simulate_t15(directory, settings)
     return directory
 
 

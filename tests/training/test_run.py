@@ -155,3 +155,20 @@ def test_names_count_up(tiny_t15: Path, tmp_path: Path) -> None:
 def test_padding_is_measured_and_small(finished: Path) -> None:
     values = [v for _, _, name, v in comparable_metrics(finished) if name == "train/padding_fraction"]
     assert 0 < np.mean(values) < 0.15
+
+
+def test_bfloat16_trains_and_keeps_float32_weights_and_losses(tiny_t15: Path, tmp_path: Path) -> None:
+    found = run(tiny_t15, tmp_path, "bf16", "training.precision=bfloat16")
+    values = losses(found)
+    assert values[-1] < 0.8 * values[0]
+    assert {t.dtype for t in read_tensors(found / "checkpoints" / "last", "model").values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_trains_to_the_same_losses(tiny_t15: Path, tmp_path: Path, finished: Path) -> None:
+    compiled = run(tiny_t15, tmp_path, "compiled", *NO_DROPOUT, "training.compile=true", "training.steps=4")
+    plain = run(tiny_t15, tmp_path, "eager", *NO_DROPOUT, "training.steps=4")
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-3)
+    names = read_tensors(compiled / "checkpoints" / "last", "model").keys()
+    assert names == read_tensors(plain / "checkpoints" / "last", "model").keys()

@@ -98,6 +98,7 @@ class RunLoop:
     def after_step(self, verdict: Verdict, metrics: dict[str, float]) -> None:
         """Log, validate and save as the configuration says."""
         training, step = self.config.training, self.module.progress.step
+        self.stopped_by_user = self.module.anywhere(self.stopped_by_user)  # all processes stop at the same step
         if verdict.skipped:
             self._event("step_skipped", code=verdict.cause, evidence=verdict.evidence)
         else:

@@ -139,10 +139,15 @@ class DecoderTraining(lightning.LightningModule):
             return here
         return cast(torch.Tensor, self.trainer.strategy.reduce(here, reduce_op="sum"))
 
+    def anywhere(self, here: bool) -> bool:
+        """True when `here` is true in any process."""
+        if self.trainer.world_size == 1:
+            return here
+        return bool(self._summed(torch.tensor(float(here), device=self.device)))
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The guard's look, after backward and un-scaling and before the weights move."""
-        bad_here = any(not math.isfinite(nats) for nats in self._losses.values())
-        bad_anywhere = bool(self._summed(torch.tensor(float(bad_here), device=self.device)))
+        bad_anywhere = self.anywhere(any(not math.isfinite(nats) for nats in self._losses.values()))
         self._verdict = self.guard.inspect(self.named, self._losses, bad_anywhere)
         self._metrics["train/gradient_norm"] = self._verdict.gradient_norm
 

@@ -22,6 +22,19 @@ QUIET_SECONDS = 15.0
 """Where there is no terminal, a progress line is printed at least this often."""
 
 
+def source_names(values: dict[str, float]) -> dict[str, float]:
+    """The same values under the names that public trainers use, so that existing dashboards keep working.
+
+    >>> source_names({"val/per": 0.25, "train/loss": 3.0})
+    {'val/phoneme_accuracy': 0.75}
+    """
+    renamed = {"train/step_seconds": "train/batch_time", "learning_rate/other": "learning_rate"}
+    found = {renamed[name]: value for name, value in values.items() if name in renamed}
+    if "val/per" in values:
+        found["val/phoneme_accuracy"] = max(0.0, 1.0 - values["val/per"])
+    return found
+
+
 @dataclass
 class WindowMeans:
     """Sums of the training metrics since the last logged line; saved in checkpoints, so that a resumed run agrees."""
@@ -58,6 +71,7 @@ class RunRecorder:
         """Record values of one step."""
         for name, value in values.items():
             self._metrics.append({"step": step, "split": split, "name": name, "value": value})
+        for name, value in (values | source_names(values)).items():
             self._board.add_scalar(name, value, step)
         self._metrics.flush()
 

@@ -65,7 +65,7 @@ class _Moments:
         return weights_CV
 
 
-def ridge_accuracy(directory: Path, ridge: float = 0.01, channel_stride: int = 1) -> RidgeAccuracy:
+def ridge_accuracy(directory: Path, ridge: float = 0.03, channel_stride: int = 1) -> RidgeAccuracy:
     """Frame accuracy of ridge classifiers on the simulated data set in `directory`.
 
     Features are smoothed with a Gaussian of 2 bins; training trials train, validation trials test. `ridge` is the

@@ -29,7 +29,7 @@ FEEDBACK_LAG_BINS: Final = 5
 POSITION_SCALE: Final = 2.2
 SPEED_SCALE: Final = 11.0
 """Inverse deviations of positions and of speeds (per bin) during speech."""
-DEPTH: Final = 0.48
+DEPTH: Final = 0.43
 """Deviation of the log rate of a well tuned electrode at snr 1."""
 MAX_LOG_RATE_CHANGE: Final = 2.0
 SHARED_NOISE: Final = 0.25

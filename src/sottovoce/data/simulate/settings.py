@@ -30,7 +30,7 @@ class SimulationSettings:
     electrodes: int = 256
     """Electrodes, a multiple of 4 (the areas: ventral 6v, area 4, 55b, dorsal 6v); features are twice as many."""
     snr: float = 1.0
-    """Depth of tuning; the log firing rate of a well tuned electrode varies with a deviation of about 0.5 times this.
+    """Depth of tuning; the log firing rate of a well tuned electrode varies with a deviation of about 0.4 times this.
     0 leaves electrodes that know nothing of speech."""
     drift: float = 1.0
     """How much tuning, gain and baseline change from one session to the next, as a multiple of a moderate drift;
