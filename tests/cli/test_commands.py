@@ -91,7 +91,10 @@ def test_decoding_a_session_that_the_model_does_not_know(
     """The adapter of another day would be used silently if sessions went by their position."""
     other = tmp_path / "data" / "t15.2025.01.10"
     other.mkdir(parents=True)
-    with h5py.File(tiny_t15 / "t15.2023.08.13" / "data_test.hdf5") as source, h5py.File(other / "data_test.hdf5", "w") as file:
+    with (
+        h5py.File(tiny_t15 / "t15.2023.08.13" / "data_test.hdf5") as source,
+        h5py.File(other / "data_test.hdf5", "w") as file,
+    ):
         for key in source:
             source.copy(key, file)
             file[key].attrs["session"] = other.name
@@ -182,9 +185,7 @@ def test_unusable_trials_can_be_left_out_and_are_counted(
     ]
 
 
-def test_import_of_the_published_checkpoint(
-    tiny_t15: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_import_of_the_published_checkpoint(tiny_t15: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint with the sizes of the small data set, then decoded: the whole way of the official model."""
     torch.manual_seed(0)
     write(tmp_path / "published", official_state())

@@ -25,7 +25,9 @@ def test_metrics_reach_the_file_and_tensorboard_under_both_names(tmp_path: Path)
     assert scalars["train/batch_time"] == scalars["train/step_seconds"] == 0.25
     assert scalars["learning_rate"] == 0.5
     assert scalars["val/phoneme_accuracy"] == 0.0
-    assert read_json_lines(tmp_path / "events.jsonl") == [{"step": 2, "event": "step_skipped", "code": "nonfinite_loss"}]
+    assert read_json_lines(tmp_path / "events.jsonl") == [
+        {"step": 2, "event": "step_skipped", "code": "nonfinite_loss"}
+    ]
 
 
 def test_a_resumed_run_forgets_what_lay_beyond_its_checkpoint(tmp_path: Path) -> None:

@@ -98,8 +98,9 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
         f"model.gru.layers={shape.layers}",
         f"model.gru.units={shape.units}",
         f"training.batch_size={shape.batch}",
-        f"training.steps={rounds + WARM_UP_STEPS}",
-        f"training.checkpoint_every_steps={rounds + WARM_UP_STEPS}",
+        f"training.steps={WARM_UP_STEPS + rounds + 1}",  # the last step writes a checkpoint and is not counted
+        f"training.checkpoint_every_steps={WARM_UP_STEPS + rounds + 1}",
+        "training.scheduler.warmup_steps=0",
         "data.use_length_bucketing=false",
     ]
     config = compose_config(["recipe=demo", "data.data_root=memory", *overrides])
@@ -113,7 +114,7 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         loop = _TimedLoop(prepared, Path(folder), others)
         fit(prepared, loop)
-    kept = {name: found[WARM_UP_STEPS:-1] for name, found in loop.times.items()}  # the last step writes a checkpoint
+    kept = {name: found[WARM_UP_STEPS:-1] for name, found in loop.times.items()}
     names = {
         "ours": "sottovoce, whole step",
         "bare": "bare forward + backward + AdamW",
