@@ -30,7 +30,8 @@ class PreprocessorConfig:
     smoothing_sigma_bins: float = 2.0
     """Standard deviation of the Gaussian smoothing along time; 0 switches it off."""
     normalisation: str = "none"
-    """`none`, or `trial`: every channel to mean 0 and deviation 1 over the trial's own frames."""
+    """`none`; `trial`: every channel to mean 0 and deviation 1 over the trial's own bins; `trial_mean`: every channel
+    to mean 0, the trial as a whole to deviation 1."""
     log_mel: LogMelConfig | None = None
     """Set for waveforms, absent for binned features."""
 
@@ -40,8 +41,10 @@ class PreprocessorConfig:
                 "preprocessor: num_channels must be at least 1 and smoothing_sigma_bins at least 0; "
                 f"got {self.num_channels} and {self.smoothing_sigma_bins}"
             )
-        if self.normalisation not in ("none", "trial"):
-            raise ConfigurationError(f"preprocessor.normalisation={self.normalisation}: choose none or trial")
+        if self.normalisation not in ("none", "trial", "trial_mean"):
+            raise ConfigurationError(
+                f"preprocessor.normalisation={self.normalisation}: choose none, trial or trial_mean"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from sottovoce.core.lengths import log_mel_length
 from sottovoce.core.trial import Batch
 from sottovoce.features.augmentation import Draws, add_noise, apply_masks, cut_front, zero_padding
 from sottovoce.features.config import AugmentationConfig, LogMelConfig, PreprocessorConfig
-from sottovoce.features.log_mel import log_mel, normalise_trials
+from sottovoce.features.log_mel import log_mel
+from sottovoce.features.normalisation import normalise
 from sottovoce.features.smoothing import (
     SmoothingState,
     finish_smoothing,
@@ -67,8 +68,8 @@ class FeaturePipeline:
         """
         if self.preprocessor.log_mel is not None or self.preprocessor.normalisation != "none":
             raise ConfigurationError(
-                "these features cannot be streamed: preprocessor.normalisation=trial and preprocessor.log_mel need the "
-                "whole recording"
+                "these features cannot be streamed: preprocessor.normalisation and preprocessor.log_mel need the whole "
+                "recording"
             )
         return FeatureStream(self.preprocessor.num_channels, self.taps)
 
@@ -84,8 +85,8 @@ class FeaturePipeline:
         if self.taps:
             signal = smooth(signal, self.taps)
             zero_padding(signal, lengths_B)
-        if self.preprocessor.normalisation == "trial":
-            signal = normalise_trials(signal, lengths_B)
+        if self.preprocessor.normalisation != "none":
+            signal = normalise(signal, lengths_B, self.preprocessor.normalisation)
         if draws is not None:
             for mask, along_time in ((self.augmentation.time_mask, True), (self.augmentation.channel_mask, False)):
                 if mask.probability:
