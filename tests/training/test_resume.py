@@ -1,6 +1,5 @@
 """A run that is killed and resumed is the uninterrupted run, bit for bit. The processes are really killed."""
 
-import os
 import signal
 import subprocess
 import time
@@ -98,4 +97,4 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
     done = train(f"resume={tmp_path}")
     assert done.returncode == 2
     assert "is not a run directory" in done.stderr
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress as Bar
-
+from sottovoce.cli.progress import progress_bar
 from sottovoce.core.faults import summary_lines
 from sottovoce.core.symbols import PHONEMES, TABLES, symbol_table
 from sottovoce.data.checks import CheckReport, check_path, fatal_faults
-from sottovoce.data.checks_trial import Progress
 from sottovoce.data.config import LAYOUTS
 from sottovoce.data.pronunciation import read_lexicon
 from sottovoce.features.config import LogMelConfig
@@ -46,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     table = symbol_table(arguments.symbols)
     rate = arguments.sample_rate
-    with _progress_bar(quiet=arguments.json) as report_progress:
+    with progress_bar("reading trials", quiet=arguments.json) as report_progress:
         report = check_path(
             arguments.path,
             layout=arguments.layout,
@@ -73,14 +67,3 @@ def _summary(path: Path, report: CheckReport) -> str:
     errors = len(fatal_faults(report))
     warnings = len(report.faults) - errors
     return f"{path}: {report.trials} trials ({report.layout}), {errors} errors, {warnings} warnings"
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Progress | None]:
-    """A bar on stderr where that is a terminal, else nothing."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading trials")
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-
+from sottovoce.cli.progress import progress_bar
 from sottovoce.data.simulate.settings import SimulationSettings
-from sottovoce.data.simulate.simulation import Progress, SimulationSummary, simulate_t15
+from sottovoce.data.simulate.simulation import SimulationSummary, simulate_t15
 
 LAYOUTS: Final = ("t15",)
 BIN_SECONDS: Final = 0.02
@@ -72,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         block_trials=arguments.block_trials,
         bins_per_phoneme=arguments.bins_per_phoneme,
     )
-    with _progress_bar(quiet=arguments.json) as progress:
+    with progress_bar("simulating trials", quiet=arguments.json) as progress:
         summary = simulate_t15(arguments.directory, settings, progress, overwrite=arguments.overwrite)
     if arguments.json:
         print(
@@ -100,15 +94,3 @@ def _summary(summary: SimulationSummary) -> str:
         f"{summary.directory}: {summary.trials} trials ({splits}) in {len(summary.sessions)} sessions, "
         f"{summary.channels} features, {minutes:.1f} min, seed {summary.seed}"
     )
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Progress | None]:
-    """A bar on stderr where that is a terminal, else nothing."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("simulating trials", total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)

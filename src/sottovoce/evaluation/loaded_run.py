@@ -76,9 +76,9 @@ class LoadedRun:
             unknown = sorted({trial.session for trial in opened.trials} - set(self.sessions))
             if unknown:
                 raise DataError(
-                    f"{data.data_root}: the model has no adapter for the session {unknown[0]} ({len(unknown)} unknown); "
-                    f"it was trained on {self.sessions[0]} … {self.sessions[-1]}. Train with that session, or with "
-                    "model.session_adapter=null"
+                    f"{data.data_root}: the model has no adapter for the session {unknown[0]} "
+                    f"({len(unknown)} unknown); it was trained on {self.sessions[0]} … {self.sessions[-1]}. "
+                    "Train with that session, or with model.session_adapter=null"
                 )
             opened.sessions = self.sessions
         return opened

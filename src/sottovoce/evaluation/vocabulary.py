@@ -43,8 +43,7 @@ def find_vocabulary(config: DataConfig, table: SymbolTable, training_trials: Ite
     if config.lexicon is not None:
         pronunciations, source = read_lexicon(Path(config.lexicon), table), config.lexicon
     else:
-        pronunciations = {word.lower(): symbols for word, symbols in load_lexicon().items()}
-        source = "the simulator's lexicon"
+        pronunciations, source = load_lexicon(), "the simulator's lexicon"
         if not words or not pronunciations.keys() >= set(words):
             return None
     variants = {word: [symbols] for word, symbols in pronunciations.items()}

@@ -12,7 +12,6 @@ from itertools import product
 from typing import Final
 
 from sottovoce.core.random import numpy_generator
-from sottovoce.core.text import normalise_text
 from sottovoce.core.trial import Split
 
 MAX_SENTENCES_PER_TEMPLATE: Final = 200
@@ -171,8 +170,3 @@ def sentences_of(split: Split) -> tuple[str, ...]:
     bounds = {"val": (0, tenth), "test": (tenth, 2 * tenth), "train": (2 * tenth, len(sentences))}
     first, end = bounds[split]
     return sentences[first:end]
-
-
-def words_of(sentence: str) -> tuple[str, ...]:
-    """The words of `sentence` in lower case, apostrophes kept."""
-    return tuple(normalise_text(sentence).split())
