@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test check format fast bench clean
 
 demo: $(INSTALLED)
-	$(BIN)/sottovoce simulate $(DEMO)/data --overwrite --layout t15 --sessions 4 --trials 200 --electrodes 64 --seed 1
+	$(BIN)/sottovoce simulate $(DEMO)/data --overwrite --layout t15 --sessions 4 --trials 200 --electrodes 64 --snr 3 --seed 1
 	$(BIN)/sottovoce train recipe=demo data.data_root=$(DEMO)/data runs_dir=$(DEMO)/runs
 
 test: check

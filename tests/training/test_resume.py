@@ -98,3 +98,31 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is not a run directory" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from sottovoce.core import checkpoints
+calls = 0
+def full(path, original=checkpoints._to_disk):
+    global calls
+    calls += 1
+    if calls == 4:  # from the second checkpoint on no file may grow beyond 4 KiB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    original(path)
+checkpoints._to_disk = full
+"""
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_a_good_checkpoint(
+    tiny_t15: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    done = train(*overrides(tiny_t15, tmp_path, "full"), before=FULL_DISK)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "free some space" in done.stderr.splitlines()[-1].lower()
+    step, _ = read_state(tmp_path / "full" / "checkpoints" / "last")
+    assert step == 3
+    assert train(f"resume={tmp_path / 'full'}").returncode == 0
+    assert_same_run(uninterrupted, tmp_path / "full")

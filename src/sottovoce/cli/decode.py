@@ -19,9 +19,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the verb."""
     parser = subparsers.add_parser("decode", help="write hypotheses for every trial of a data set")
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="directory of a run")
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder in the layout the run was trained on")
+    parser.add_argument(
+        "data", type=Path, metavar="DATA", help="T15 folder, or any folder of recordings; no labels needed"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="one JSON object a trial")
-    parser.add_argument("--split", choices=SPLITS, help="only this split (default: all)")
+    parser.add_argument("--split", choices=SPLITS, help="T15: only this split (default: all)")
     parser.add_argument("--decoder", choices=DECODERS, help="default: the run's own (evaluation.decoder)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     parser.set_defaults(run=run)
@@ -31,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode; the file appears when it is complete."""
     loaded = load_run(arguments.run_dir)
     text_decoder = loaded.text_decoder(arguments.decoder)
-    trial_set = loaded.open((arguments.split,) if arguments.split else SPLITS, arguments.data)
+    trial_set = loaded.open_other(arguments.data, (arguments.split,) if arguments.split else SPLITS)
     if not trial_set.trials:
         raise DataError(f"{arguments.data} has no {arguments.split or ''} trials")
     outputs = loaded.outputs(trial_set, range(len(trial_set.trials)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,20 +19,32 @@ class JsonLines:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one object; it reaches the operating system at the next `flush`."""
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(record) + "\n")
+        try:
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise self._refused(error) from error
 
     def flush(self) -> None:
         """Hand everything written so far to the operating system."""
-        if self._file is not None:
-            self._file.flush()
+        try:
+            if self._file is not None:
+                self._file.flush()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} cannot be written ({error.strerror}); free some space, then continue with resume="
+        )
 
     def close(self) -> None:
-        """Flush and release the file."""
+        """Flush and release the file; what a full disk refuses is lost, and a resumed run writes it anew."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                file.close()
 
     def truncate_after(self, step: int) -> None:
         """Forget every record of a later step and a half-written last line, so that a resumed run writes them anew."""

@@ -21,9 +21,15 @@ from sottovoce.features.config import PreprocessorConfig
 
 
 def open_data(
-    config: DataConfig, preprocessor: PreprocessorConfig, splits: Sequence[Split], seed: int
+    config: DataConfig,
+    preprocessor: PreprocessorConfig,
+    splits: Sequence[Split],
+    seed: int,
+    unlabelled: bool = False,
 ) -> PreparedTrials:
     """The trials of `splits`: recordings for a log-mel front end, otherwise the binned features of a T15 folder.
+
+    `unlabelled` takes every recording as a test trial, whatever its text; T15 folders say themselves what is labelled.
 
     Raises:
         DataError: the folder is missing, is of another layout, or holds a fault (unless `on_fault=skip`).
@@ -40,7 +46,7 @@ def open_data(
     table = symbol_table(config.symbols)
     lexicon = read_lexicon(Path(config.lexicon), table) if config.lexicon else None
     rate = preprocessor.log_mel.sample_rate_hz
-    waveforms = open_recordings(root, splits, config, rate, seed, table, lexicon)
+    waveforms = open_recordings(root, splits, config, rate, seed, table, lexicon, unlabelled)
     return PreparedTrials(waveforms, 1, None, config.cache_data, waveforms.skipped)
 
 

@@ -70,10 +70,11 @@ def find_audio(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
 
 
-def read_recordings(root: Path) -> tuple[list[Recording], list[Fault]]:
+def read_recordings(root: Path, need_text: bool = True) -> tuple[list[Recording], list[Fault]]:
     """The recordings of `root` in their stored order, and what is wrong with their description.
 
-    Whether an audio file exists and can be decoded is not looked at here.
+    Whether an audio file exists and can be decoded is not looked at here. Without `need_text` and without a manifest
+    every audio file below `root` is taken.
 
     Raises:
         DataError: several manifests, or neither a manifest nor a recording whose text is known.
@@ -82,6 +83,9 @@ def read_recordings(root: Path) -> tuple[list[Recording], list[Fault]]:
     if manifest is not None:
         return _from_manifest(root, manifest)
     audio = find_audio(root)
+    if not need_text:
+        names = [(path.relative_to(root).as_posix(), path) for path in audio]
+        return [Recording(name, path, None, speaker=path.resolve().parent.name, event=name) for name, path in names], []
     if any(path.with_suffix(".txt").is_file() for path in audio):
         return _from_pairs(root, audio)
     recordings, faults = _from_names(root, audio)

@@ -170,18 +170,21 @@ def open_recordings(
     seed: int,
     table: SymbolTable,
     lexicon: Mapping[str, tuple[str, ...]] | None,
+    unlabelled: bool = False,
 ) -> RecordingTrials:
     """The trials of `splits` in the folder `root`, in the order split, then as the manifest lists them.
 
-    A trial's session is its speaker. Only the headers of the wanted recordings are read.
+    A trial's session is its speaker. Only the headers of the wanted recordings are read. `unlabelled` takes every
+    recording as a test trial and leaves its text alone, known or not.
 
     Raises:
         DataError: there is no recording, or (with `config.on_fault="raise"`) one or its description is unusable.
         ConfigurationError: an unknown held-out speaker, or phonemes without a lexicon.
     """
-    recordings, faults = read_recordings(root)
+    recordings, faults = read_recordings(root, need_text=not unlabelled)
     manifest = find_manifest(root)
-    assigned, leaks = split_recordings(recordings, config, seed)
+    assigned: list[Split]
+    assigned, leaks = (["test"] * len(recordings), []) if unlabelled else split_recordings(recordings, config, seed)
     _stop_at_errors(root, leaks)  # also where faults are skipped: there is no trial whose absence would mend a leak
     if config.on_fault == "raise":
         _stop_at_errors(root, faults)
@@ -197,7 +200,7 @@ def open_recordings(
             if num_steps == 0:
                 raise AudioError("wav_empty", f"0 samples at {sample_rate_hz} Hz; record it again, or leave it out")
             labels = None
-            if recording.text is not None:
+            if recording.text is not None and not unlabelled:
                 labels = text_labels(recording.text, table, lexicon, recording.trial_id)
         except AudioError as error:
             faults.append(Fault(recording.name, recording.segment, error.code, "error", error.message))

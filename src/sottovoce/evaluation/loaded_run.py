@@ -64,14 +64,25 @@ class LoadedRun:
             self.vocabulary is not None and self.vocabulary.isolated_words,
         )
 
-    def open(self, splits: Sequence[Split], data_root: Path | None = None) -> PreparedTrials:
-        """Trials of the run's own data set, or of another one in the same layout.
+    def open(self, splits: Sequence[Split]) -> PreparedTrials:
+        """Trials of the data set the run was trained on.
+
+        Raises:
+            DataError: the data cannot be used.
+        """
+        return self._open(self.data, splits, unlabelled=False)
+
+    def open_other(self, data_root: Path, splits: Sequence[Split]) -> PreparedTrials:
+        """Trials of another data set in the same layout; of recordings all, whatever `splits` says, without labels.
 
         Raises:
             DataError: the data cannot be used, or have sessions that the model has no adapter for.
         """
-        data = self.data if data_root is None else replace(self.data, data_root=str(data_root))
-        opened = open_data(replace(data, num_workers=0, cache_data=False), self.preprocessor, splits, self.seed)
+        return self._open(replace(self.data, data_root=str(data_root)), splits, unlabelled=True)
+
+    def _open(self, data: DataConfig, splits: Sequence[Split], unlabelled: bool) -> PreparedTrials:
+        data = replace(data, num_workers=0, cache_data=False)
+        opened = open_data(data, self.preprocessor, splits, self.seed, unlabelled)
         if self.model.session_adapter is not None:
             unknown = sorted({trial.session for trial in opened.trials} - set(self.sessions))
             if unknown:

@@ -20,6 +20,13 @@ class LogMelConfig:
     high_hz: float = 8000.0
     pre_emphasis: float = 0.97
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.low_hz < self.high_hz <= self.sample_rate_hz / 2:
+            raise ConfigurationError(
+                f"preprocessor.log_mel: 0 <= low_hz < high_hz <= half the sample rate must hold; got {self.low_hz:g}, "
+                f"{self.high_hz:g} and {self.sample_rate_hz} Hz"
+            )
+
 
 @dataclass(frozen=True)
 class PreprocessorConfig:
