@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from sottovoce.core.errors import ConfigurationError
 
+NORMALISATIONS = ("none", "trial", "trial_mean")
+
 
 @dataclass(frozen=True)
 class LogMelConfig:
@@ -48,9 +50,9 @@ class PreprocessorConfig:
                 "preprocessor: num_channels must be at least 1 and smoothing_sigma_bins at least 0; "
                 f"got {self.num_channels} and {self.smoothing_sigma_bins}"
             )
-        if self.normalisation not in ("none", "trial", "trial_mean"):
+        if self.normalisation not in NORMALISATIONS:
             raise ConfigurationError(
-                f"preprocessor.normalisation={self.normalisation}: choose none, trial or trial_mean"
+                f"preprocessor.normalisation={self.normalisation}: choose one of {', '.join(NORMALISATIONS)}"
             )
 
 

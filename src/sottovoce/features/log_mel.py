@@ -17,7 +17,6 @@ from sottovoce.core.trial import valid_mask
 from sottovoce.features.config import LogMelConfig
 
 LOG_FLOOR: Final = 2.0**-24
-DEVIATION_FLOOR: Final = 1e-5
 WARP_KNEE: Final = 0.8
 """Share of `high_hz` up to which a formant factor scales the frequency axis."""
 
@@ -66,15 +65,7 @@ def warped_filterbanks(config: LogMelConfig, num_bands: int, formant_B: torch.Te
     A factor of 1.1 makes a resonance at 1000 Hz appear where one at 1100 Hz would. Up to 0.8 `high_hz` the axis is
     scaled, from there to `high_hz` a straight line closes the gap, so that no band leaves the spectrum
     (vocal tract length perturbation, Jaitly and Hinton 2013).
-
-    Raises:
-        ConfigurationError: the bands reach beyond half the sample rate.
     """
-    if config.high_hz > config.sample_rate_hz / 2:
-        raise ConfigurationError(
-            f"preprocessor.log_mel.high_hz={config.high_hz:g} lies above half the sample rate "
-            f"({config.sample_rate_hz / 2:g} Hz); lower it or raise sample_rate_hz"
-        )
     limits = hz_to_mel(torch.tensor([config.low_hz, config.high_hz], dtype=torch.float64))
     mels = torch.linspace(float(limits[0]), float(limits[1]), num_bands + 2, dtype=torch.float64)
     edges_BE = _unwarp(mel_to_hz(mels), formant_B.detach().double().cpu(), config.high_hz)
@@ -150,32 +141,3 @@ def log_mel(
         features_BTC = (power_BTF @ bank + LOG_FLOOR).log()
     frames_B = log_mel_length(lengths_B, hop)
     return features_BTC * valid_mask(frames_B, num_frames)[:, :, None], frames_B
-
-
-def normalise_trials(features_BTC: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-    """Every channel of every trial at mean 0 and deviation 1 over its valid bins; 0 beyond them.
-
-    `(x - mean) / (deviation + 1e-5)`, deviation with n - 1; a trial of one bin becomes 0 (NeMo `features.py`).
-    """
-    mask_BT1 = valid_mask(lengths_B, features_BTC.shape[1])[:, :, None]
-    count_B11 = lengths_B[:, None, None]
-    mean = (features_BTC * mask_BT1).sum(1, keepdim=True) / count_B11.clamp(min=1)
-    centred = (features_BTC - mean) * mask_BT1
-    deviation = (centred.square().sum(1, keepdim=True) / (count_B11 - 1).clamp(min=1)).sqrt()
-    return centred / (deviation + DEVIATION_FLOOR)
-
-
-def level_trials(features_BTC: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-    """Every channel of every trial at mean 0, then the trial as a whole at deviation 1; 0 beyond its valid bins.
-
-    Takes away the level and the constant colour of a recording, as `normalise_trials` does, but keeps how much each
-    channel varies beside the others, which short words are recognised by. Deviation with n - 1 over all valid values,
-    plus 1e-5; a trial of one bin becomes 0.
-    """
-    mask_BT1 = valid_mask(lengths_B, features_BTC.shape[1])[:, :, None]
-    count_B11 = lengths_B[:, None, None]
-    mean = (features_BTC * mask_BT1).sum(1, keepdim=True) / count_B11.clamp(min=1)
-    centred = (features_BTC - mean) * mask_BT1
-    num_values = count_B11 * features_BTC.shape[2]
-    deviation = (centred.square().sum((1, 2), keepdim=True) / (num_values - 1).clamp(min=1)).sqrt()
-    return centred / (deviation + DEVIATION_FLOOR)

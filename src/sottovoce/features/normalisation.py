@@ -12,7 +12,6 @@ import torch
 from sottovoce.core.trial import valid_mask
 
 DEVIATION_FLOOR: Final = 1e-5
-KINDS: Final = ("none", "trial", "trial_mean")
 
 
 def normalise(signal_BTC: torch.Tensor, lengths_B: torch.Tensor, kind: str) -> torch.Tensor:
@@ -26,7 +25,7 @@ def normalise(signal_BTC: torch.Tensor, lengths_B: torch.Tensor, kind: str) -> t
     count_B11 = lengths_B[:, None, None]
     mean = (signal_BTC * mask_BT1).sum(1, keepdim=True) / count_B11.clamp(min=1)
     centred = (signal_BTC - mean) * mask_BT1
-    power = centred.square().sum(1, keepdim=True) / (count_B11 - 1).clamp(min=1)
+    power = centred.square().sum(1, keepdim=True)
     if kind == "trial_mean":
-        power = power.mean(2, keepdim=True)
-    return centred / (power.sqrt() + DEVIATION_FLOOR)
+        power, count_B11 = power.sum(2, keepdim=True), count_B11 * signal_BTC.shape[2]
+    return centred / ((power / (count_B11 - 1).clamp(min=1)).sqrt() + DEVIATION_FLOOR)
