@@ -22,7 +22,8 @@ def test_twenty_steps_of_the_demo(tmp_path: Path) -> None:
     simulate_t15(tmp_path / "data", settings)
     overrides = [
         "recipe=demo", f"data.data_root={tmp_path / 'data'}", f"runs_dir={tmp_path}", "run_name=golden",
-        "training.steps=20", "training.scheduler.warmup_steps=5", "training.log_every_steps=5", "training.num_threads=1",
+        "training.steps=20", "training.scheduler.warmup_steps=5", "training.log_every_steps=5",
+        "training.num_threads=1",
     ]  # fmt: skip
     metrics = comparable_metrics(start(compose_config(overrides)))
     losses = {step: value for step, _, name, value in metrics if name == "train/loss"}
