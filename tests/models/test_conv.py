@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,9 +18,11 @@ def _encoder(config: ConvConfig, input_size: int = 6) -> ConvEncoder:
     return ConvEncoder(config, input_size)
 
 
+@pytest.mark.parametrize("spectral_channels", [0, 4])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_a_trial_alone_equals_the_trial_padded(stride: int) -> None:
-    encoder = _encoder(ConvConfig(width=16, num_blocks=3, kernel_size=5, stride=stride)).eval()
+def test_a_trial_alone_equals_the_trial_padded(stride: int, spectral_channels: int) -> None:
+    config = ConvConfig(width=16, num_blocks=3, kernel_size=5, stride=stride, spectral_channels=spectral_channels)
+    encoder = _encoder(config).eval()
     lengths = torch.tensor([40, 23, 1, 8])
     x = torch.randn(4, 40, 6)  # what lies beyond a trial's end is noise, not zeros
     padded, frames = encoder(x, lengths)
@@ -30,9 +34,17 @@ def test_a_trial_alone_equals_the_trial_padded(stride: int) -> None:
         assert not padded[row, alone.shape[1] :].any()
 
 
+@pytest.mark.parametrize("spectral_channels", [0, 2])
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (5, 2), (3, 3), (7, 4)])
-def test_output_lengths_are_those_of_the_tensor(kernel: int, stride: int) -> None:
-    config = ConvConfig(width=4, num_blocks=1, kernel_size=3, input_kernel_size=kernel, stride=stride)
+def test_output_lengths_are_those_of_the_tensor(kernel: int, stride: int, spectral_channels: int) -> None:
+    config = ConvConfig(
+        width=4,
+        num_blocks=1,
+        kernel_size=3,
+        input_kernel_size=kernel,
+        stride=stride,
+        spectral_channels=spectral_channels,
+    )
     encoder = _encoder(config).eval()
     for num_bins in range(1, 4 * (kernel + stride) + 1):
         y, frames = encoder(torch.randn(1, num_bins, 6), torch.tensor([num_bins]))
@@ -40,8 +52,9 @@ def test_output_lengths_are_those_of_the_tensor(kernel: int, stride: int) -> Non
     assert encoder.output_lengths(0) == 0
 
 
-def test_gradients_reach_every_parameter_and_are_finite() -> None:
-    encoder = _encoder(SMALL)
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, spectral_channels=4)])
+def test_gradients_reach_every_parameter_and_are_finite(config: ConvConfig) -> None:
+    encoder = _encoder(config)
     y, _ = encoder(torch.randn(3, 30, 6), torch.tensor([30, 12, 1]))
     (y * torch.randn_like(y)).sum().backward()
     for name, parameter in encoder.named_parameters():
@@ -64,6 +77,14 @@ def test_size_of_the_default_configuration() -> None:
     assert sum(p.numel() for p in _encoder(ConvConfig(), 40).parameters()) == expected == 791_040
 
 
+def test_size_with_spectral_convolutions() -> None:
+    # 1·16·25 + 16; 16·32·9 + 32; 40 bands become 20, then 10: 32·10·128 + 128; norms 2·256
+    front = 416 + 4_640 + 41_088 + 512
+    blocks = 5 * (9 * 128 + 128 + 256 + 128 * 256 + 256 + 256 * 128 + 128)
+    config = ConvConfig(width=128, spectral_channels=16)
+    assert sum(p.numel() for p in _encoder(config, 40).parameters()) == front + blocks == 383_936
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -71,6 +92,7 @@ def test_size_of_the_default_configuration() -> None:
         {"num_blocks": 0},
         {"stride": 0},
         {"expansion": 0},
+        {"spectral_channels": -1},
         {"kernel_size": 4},
         {"input_kernel_size": -1},
         {"dropout": 1.0},

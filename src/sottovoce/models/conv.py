@@ -31,9 +31,12 @@ class ConvConfig:
     expansion: int = 2
     """Hidden units of a block's perceptron as a multiple of `width`."""
     input_kernel_size: int = 5
-    """Bins the first convolution sees (all channels at once); odd."""
+    """Bins the first convolution sees; odd."""
     stride: int = 2
     """Bins the first convolution advances for each output frame."""
+    spectral_channels: int = 0
+    """0: the first convolution sees all input channels at once. Above 0: two 2-d convolutions with this many and twice
+    as many channels come first, which slide along the input channels too; for spectra, where neighbours are alike."""
     input_dropout: float = 0.0
     """Dropout after the first convolution."""
     dropout: float = 0.1
@@ -46,12 +49,33 @@ class ConvConfig:
                 "model.conv: width, num_blocks, expansion and stride must be at least 1; "
                 f"got {', '.join(map(str, counts))}"
             )
+        if self.spectral_channels < 0:
+            raise ConfigurationError(f"model.conv: spectral_channels must be at least 0; got {self.spectral_channels}")
         for name, size in (("kernel_size", self.kernel_size), ("input_kernel_size", self.input_kernel_size)):
             if size < 1 or size % 2 == 0:
                 raise ConfigurationError(f"model.conv: {name} must be odd and positive; got {size}")
         for name, rate in (("dropout", self.dropout), ("input_dropout", self.input_dropout)):
             if not 0 <= rate < 1:
                 raise ConfigurationError(f"model.conv: {name} must lie in [0, 1); got {rate}")
+
+
+class SpectralInput(nn.Module):
+    """Two 2-d convolutions along bins and channels, each halving the channels, and a linear layer of each frame."""
+
+    def __init__(self, config: ConvConfig, input_size: int) -> None:
+        super().__init__()
+        size, stride, channels = config.input_kernel_size, config.stride, config.spectral_channels
+        self.first = nn.Conv2d(1, channels, size, (stride, 2), padding=size // 2)
+        self.second = nn.Conv2d(channels, 2 * channels, 3, (1, 2), padding=1)
+        bands = conv_length(conv_length(input_size, size, 2, padding=size // 2), 3, 2, padding=1)
+        self.merge = nn.Linear(2 * channels * bands, config.width)
+
+    def forward(self, x_BTD: torch.Tensor, lengths_out_B: torch.Tensor) -> torch.Tensor:
+        """Frames [B, S, E] of bins that are 0 beyond each trial's end; `lengths_out_B` are the valid frames."""
+        y = nn.functional.gelu(self.first(x_BTD[:, None].contiguous(memory_format=torch.channels_last)))
+        y = nn.functional.gelu(self.second(y * valid_mask(lengths_out_B, y.shape[2])[:, None, :, None]))
+        merged: torch.Tensor = self.merge(y.transpose(1, 2).flatten(2))
+        return merged
 
 
 class ConvBlock(nn.Module):
@@ -84,9 +108,12 @@ class ConvEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.output_size = config.width
-        self.input = nn.Conv1d(
-            input_size, config.width, config.input_kernel_size, config.stride, padding=config.input_kernel_size // 2
-        )
+        self.input: nn.Conv1d | SpectralInput
+        if config.spectral_channels:
+            self.input = SpectralInput(config, input_size)
+        else:
+            kernel = config.input_kernel_size
+            self.input = nn.Conv1d(input_size, config.width, kernel, config.stride, padding=kernel // 2)
         self.input_norm = nn.LayerNorm(config.width)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.blocks = nn.ModuleList(ConvBlock(config) for _ in range(config.num_blocks))
@@ -100,8 +127,12 @@ class ConvEncoder(nn.Module):
     def forward(self, x_BTD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames [B, S, E], 0 beyond each trial's end, and the valid frames of each trial."""
         x_BTD = x_BTD * valid_mask(lengths_B, x_BTD.shape[1])[:, :, None]
-        y = self.input_dropout(self.input_norm(self.input(x_BTD.transpose(1, 2)).transpose(1, 2)))
         lengths_out_B = self.output_lengths(lengths_B)
+        if isinstance(self.input, SpectralInput):
+            y = self.input(x_BTD, lengths_out_B)
+        else:
+            y = self.input(x_BTD.transpose(1, 2)).transpose(1, 2)
+        y = self.input_dropout(self.input_norm(y))
         mask_BS1 = valid_mask(lengths_out_B, y.shape[1])[:, :, None]
         for block in self.blocks:
             y = block(y, mask_BS1)
