@@ -81,6 +81,11 @@ def test_overrides_reach_keys_that_the_recipe_leaves_out() -> None:
         (["recipe=demo", *BASE, "data.num_workers=2"], "data.cache_data"),
         (["recipe=demo", *BASE, "augmentation.speed=0.1"], "augmentation.speed"),
         (["recipe=demo", *BASE, "data.held_out_speakers=[theo]"], "data.held_out_speakers has no effect"),
+        (["recipe=recordings", *BASE, "data.max_sessions=2"], "data.max_sessions has no effect"),
+        (["recipe=demo", *BASE, "data.symbols=letters"], "T15 files hold phonemes"),
+        (["recipe=demo", *BASE, "augmentation.random_cut_bins=-1"], "augmentation.random_cut_bins=-1: must be"),
+        (["recipe=demo", *BASE, "augmentation.time_mask.max_fraction=5"], "augmentation masks"),
+        (["recipe=recordings", *BASE, "preprocessor.log_mel.hop_ms=0"], "hop_ms at least one sample"),
         (["recipe=demo", "nonsense"], "not of the form key=value"),
         (["recipe=demo", *BASE, "training.scheduler.warmup_steps=5000"], "warmup_steps"),
     ],
@@ -98,7 +103,10 @@ def test_resume_changes_only_where_it_runs() -> None:
     path, others = split_resume(["resume=runs/a", "trainer.devices=2"])
     assert (str(path), others) == ("runs/a", ["trainer.devices=2"])
     config = compose_config(["recipe=demo", *BASE])
-    assert changed_for_resume(config, others).trainer.devices == 2
+    with pytest.raises(ConfigurationError, match="1 processes of 16 trials"):
+        changed_for_resume(config, others)
+    moved = changed_for_resume(config, ["data.data_root=elsewhere", "trainer.accelerator=cpu"])
+    assert (moved.data.data_root, moved.trainer.accelerator) == ("elsewhere", "cpu")
     with pytest.raises(ConfigurationError, match="a resumed run keeps its own configuration"):
         changed_for_resume(config, ["training.optimizer.lr=1"])
 

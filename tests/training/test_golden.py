@@ -10,6 +10,7 @@ import pytest
 
 from sottovoce.data.simulate import SimulationSettings, simulate_t15
 from sottovoce.training.composition import compose_config
+from sottovoce.training.preparation import prepare
 from sottovoce.training.run import start
 from tests.training.small_runs import comparable_metrics
 
@@ -25,7 +26,7 @@ def test_twenty_steps_of_the_demo(tmp_path: Path) -> None:
         "training.steps=20", "training.scheduler.warmup_steps=5", "training.log_every_steps=5",
         "training.num_threads=1",
     ]  # fmt: skip
-    metrics = comparable_metrics(start(compose_config(overrides)))
+    metrics = comparable_metrics(start(prepare(compose_config(overrides))))
     losses = {step: value for step, _, name, value in metrics if name == "train/loss"}
     norms = {step: value for step, _, name, value in metrics if name == "train/gradient_norm"}
     assert losses == pytest.approx(LOSSES, rel=1e-3)

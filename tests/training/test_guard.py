@@ -92,3 +92,12 @@ def test_evidence_is_short() -> None:
     _, _, parameters = model_and_optimizer()
     verdict = GradientGuard().inspect(parameters, {f"trial_{i}": math.nan for i in range(9)})
     assert verdict.evidence == "trial_0 (nan), trial_1 (nan), trial_2 (nan) and 6 more"
+
+
+def test_finite_gradients_whose_norm_overflows() -> None:
+    model, _, parameters = model_and_optimizer()
+    backward(model)
+    model.weight.grad.fill_(2e38)
+    verdict = GradientGuard(max_norm=1.0).inspect(parameters, {})
+    assert verdict.cause == "nonfinite_gradient"
+    assert verdict.evidence == "the norm overflows; largest: weight"

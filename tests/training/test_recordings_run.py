@@ -36,7 +36,7 @@ def train(tones: Path, runs: Path, *more: str) -> int:
     return main(
         [
             "train", "recipe=recordings", f"data.data_root={tones}", f"runs_dir={runs}", "run_name=tones",
-            "data.val_fraction=0.25", "training.num_threads=1", "training.steps=80", "training.batch_size=8",
+            "training.num_threads=1", "training.steps=80", "training.batch_size=8",
             "training.scheduler.warmup_steps=10", "training.validate_every_steps=40", "model.conv.width=32",
             "model.conv.num_blocks=2", *more,
         ]
@@ -89,7 +89,7 @@ def test_mistakes_are_named(
     tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
 ) -> None:
     if "log_mel=null" in more[0]:
-        more = (*more, "augmentation.speed=0", "augmentation.formant=0")
+        more = (*more, "augmentation.speed=0", "augmentation.formant=0", "data.symbols=phonemes")
     assert train(tones, tmp_path, *more) == 2
     printed = capsys.readouterr().err
     assert message in printed

@@ -1,10 +1,13 @@
 """A run that is killed and resumed is the uninterrupted run, bit for bit. The processes are really killed."""
 
+import json
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 
 from sottovoce.core.checkpoints import read_state
@@ -64,7 +67,7 @@ def test_killed_in_the_middle_and_again(tiny_t15: Path, tmp_path: Path, uninterr
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(uninterrupted, run)
     events = [record["event"] for record in read_json_lines(run / "events.jsonl")]
-    assert events.count("resumed") >= 1
+    assert events.count("resumed") == 2
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_t15: Path, tmp_path: Path, uninterrupted: Path) -> None:
@@ -126,3 +129,40 @@ def test_a_full_disk_ends_the_run_with_one_line_and_a_good_checkpoint(
     assert step == 3
     assert train(f"resume={tmp_path / 'full'}").returncode == 0
     assert_same_run(uninterrupted, tmp_path / "full")
+
+
+@pytest.fixture(scope="module")
+def with_bad_trials(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small data set with a NaN in one training and one validation trial."""
+    root = tmp_path_factory.mktemp("bad") / "data"
+    shutil.copytree(tiny_t15, root)
+    for split in ("train", "val"):
+        with h5py.File(root / "t15.2023.08.13" / f"data_{split}.hdf5", "r+") as file:
+            file["trial_0002/input_features"][5, 3] = float("nan")
+    return root
+
+
+def test_unusable_trials_stay_left_out_when_a_run_is_killed_and_resumed(with_bad_trials: Path, tmp_path: Path) -> None:
+    skip = "data.on_fault=skip"
+    whole = train(*overrides(with_bad_trials, tmp_path, "whole", skip))
+    assert whole.returncode == 0, whole.stderr
+    killed = train(*overrides(with_bad_trials, tmp_path, "killed", skip), before=KILLED_WRITING.format(call=5))
+    assert killed.returncode == -signal.SIGKILL
+    resumed = train(f"resume={tmp_path / 'killed'}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    evaluation = json.loads((tmp_path / "killed" / "evaluation" / "val.greedy.json").read_text())
+    assert evaluation["num_trials"] == 3
+    assert any("1 unusable trials were left out" in note for note in evaluation["notes"])
+
+
+def test_a_run_moves_with_its_data(tiny_t15: Path, tmp_path: Path) -> None:
+    """Killed, its data moved, resumed from another folder: training, evaluation and report find the new place."""
+    data = tmp_path / "here"
+    shutil.copytree(tiny_t15, data)
+    killed = train(*overrides(data, tmp_path, "run"), before=KILLED_WRITING.format(call=5))
+    assert killed.returncode == -signal.SIGKILL
+    data.rename(tmp_path / "there")
+    done = train(f"resume={tmp_path / 'run'}", f"data.data_root={tmp_path / 'there'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from sottovoce.core.checkpoints import read_tensors
+from sottovoce.core.checkpoints import has_checkpoint, read_tensors
 from sottovoce.core.errors import ConfigurationError, DataError, TrainingAborted
 from sottovoce.core.records import read_json_lines
 from sottovoce.training.composition import compose_config
@@ -22,7 +22,7 @@ NO_DROPOUT = ("model.gru.dropout=0", "model.session_adapter.dropout=0")
 
 
 def run(data: Path, runs: Path, name: str, *more: str) -> Path:
-    return start(compose_config(overrides(data, runs, name, *more)))
+    return start(prepare(compose_config(overrides(data, runs, name, *more))))
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -103,7 +103,8 @@ def test_a_poisoned_model_stops_the_run_with_the_cause(tiny_t15: Path, tmp_path:
     with pytest.raises(TrainingAborted, match="nonfinite_loss in 3 steps in a row"):
         fit(prepared, loop)
     events = read_json_lines(tmp_path / "events.jsonl")
-    assert [e["event"] for e in events] == ["step_skipped", "step_skipped", "run_aborted"]
+    assert [e["event"] for e in events] == [*["step_skipped"] * 3, "checkpoint_saved", "run_aborted"]
+    assert has_checkpoint(tmp_path / "checkpoints" / "last")
     assert events[0]["code"] == "nonfinite_loss"
     assert "t15.2023" in events[0]["evidence"]
 
@@ -149,7 +150,7 @@ def test_a_run_is_never_overwritten(tiny_t15: Path, tmp_path: Path) -> None:
 
 def test_names_count_up(tiny_t15: Path, tmp_path: Path) -> None:
     quick = [o for o in overrides(tiny_t15, tmp_path, "x", "training.steps=3") if not o.startswith("run_name")]
-    assert [start(compose_config(quick)).name for _ in range(2)] == ["demo-001", "demo-002"]
+    assert [start(prepare(compose_config(quick))).name for _ in range(2)] == ["demo-001", "demo-002"]
 
 
 def test_padding_is_measured_and_small(finished: Path) -> None:
@@ -158,7 +159,7 @@ def test_padding_is_measured_and_small(finished: Path) -> None:
 
 
 def test_bfloat16_trains_and_keeps_float32_weights_and_losses(tiny_t15: Path, tmp_path: Path) -> None:
-    found = run(tiny_t15, tmp_path, "bf16", "training.precision=bfloat16")
+    found = run(tiny_t15, tmp_path, "bf16", "training.precision=bfloat16", "evaluation.batch_size=1")
     values = losses(found)
     assert values[-1] < 0.8 * values[0]
     assert {t.dtype for t in read_tensors(found / "checkpoints" / "last", "model").values()} == {torch.float32}

@@ -108,7 +108,7 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
     model = _model(config, len(trial_set.sessions))
     indices = list(range(len(trial_set.trials)))
     prepared = Prepared(
-        config, trial_set, None, model, FeaturePipeline(config.preprocessor, config.augmentation), indices, [], ()
+        config, trial_set, None, model, FeaturePipeline(config.preprocessor, config.augmentation), indices, [], (), {}
     )
     others = {"bare": _Bare(config, trial_set), "published": _Published(config, trial_set)}
     with tempfile.TemporaryDirectory() as folder:

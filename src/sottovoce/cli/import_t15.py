@@ -12,7 +12,8 @@ import yaml
 from sottovoce.core.checkpoints import write_checkpoint
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.evaluation.loaded_run import write_sessions
+from sottovoce.evaluation.left_out import write_left_out
+from sottovoce.evaluation.loaded_run import CONFIG_FILE, write_sessions
 from sottovoce.evaluation.vocabulary import write_vocabulary
 from sottovoce.models.official_t15 import load_official_t15
 from sottovoce.training.composition import compose_config
@@ -41,8 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out.mkdir(parents=True)
     except FileExistsError:
         raise ConfigurationError(f"{arguments.out} exists already; choose another --out") from None
-    (arguments.out / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    (arguments.out / CONFIG_FILE).write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
     write_vocabulary(arguments.out, None)
+    write_left_out(arguments.out, {})
     write_sessions(arguments.out, sessions)
     write_checkpoint(arguments.out / "checkpoints" / "best", 0, {"model": model.state_dict()}, {})
     count = sum(p.numel() for p in model.parameters())

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from sottovoce.cli.progress import progress_bar
+from sottovoce.core.trial import BIN_MS
 from sottovoce.data.simulate.settings import SimulationSettings
 from sottovoce.data.simulate.simulation import SimulationSummary, simulate_t15
 
 LAYOUTS: Final = ("t15",)
-BIN_SECONDS: Final = 0.02
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _summary(summary: SimulationSummary) -> str:
     splits = ", ".join(f"{count} {split}" for split, count in summary.trials_by_split.items())
-    minutes = summary.bins * BIN_SECONDS / 60
+    minutes = summary.bins * BIN_MS / 60_000
     return (
         f"{summary.directory}: {summary.trials} trials ({splits}) in {len(summary.sessions)} sessions, "
         f"{summary.channels} features, {minutes:.1f} min, seed {summary.seed}"

@@ -13,12 +13,15 @@ import yaml
 from omegaconf import DictConfig
 
 from sottovoce.cli.evaluate import summary
+from sottovoce.cli.progress import progress_bar
 from sottovoce.core.configuration import plain
+from sottovoce.core.errors import SottovoceError
 from sottovoce.core.trial import SPLITS
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.reporting import write_report
 from sottovoce.training.composition import RECIPES, checked_overrides, compose_config, config_from, split_resume
+from sottovoce.training.preparation import prepare
 from sottovoce.training.run import is_main_process, resume, start
 
 DESCRIPTION = """Train a decoder. Start from a recipe and override any key of its configuration:
@@ -51,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show_config:
         print(yaml.safe_dump(plain(config), sort_keys=False), end="")
         return 0
-    return _finish(start(config))
+    with progress_bar("checking trials", quiet=not is_main_process()) as progress:
+        prepared = prepare(config, progress=progress)
+    return _finish(start(prepared))
 
 
 def _finish(run_dir: Path) -> int:
@@ -61,7 +66,7 @@ def _finish(run_dir: Path) -> int:
     loaded = load_run(run_dir)
     trial_set = loaded.open(SPLITS)
     for split in SPLITS[1:]:
-        indices = trial_set.indices(split)
+        indices = trial_set.indices(split, loaded.left_out)
         if indices and all(trial_set.trials[i].labels is not None for i in indices):
             print(summary(evaluate_run(loaded, split)))
     print(f"report: {write_report(run_dir)}")
@@ -70,12 +75,20 @@ def _finish(run_dir: Path) -> int:
 
 
 def _multirun(overrides: Sequence[str]) -> int:
-    """Hand over to Hydra, which calls back once for each combination, here or through a launcher."""
+    """Hand over to Hydra, which calls back once for each combination, here or through a launcher.
+
+    A combination that fails says so and does not keep the others from running.
+    """
+    failed: list[SottovoceError] = []
 
     @hydra.main(version_base="1.3", config_path=f"pkg://{RECIPES}", config_name="config")
     def job(composed: DictConfig) -> Any:
-        _finish(start(config_from(composed)))
+        try:
+            _finish(start(prepare(config_from(composed))))
+        except SottovoceError as error:
+            print(f"sottovoce: {error}", file=sys.stderr)
+            failed.append(error)
 
     sys.argv = ["sottovoce train", "--multirun", *checked_overrides(overrides)]
     job()
-    return 0
+    return failed[0].exit_code if failed else 0

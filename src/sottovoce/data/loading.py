@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +87,6 @@ class PreparedTrials:
             self._cache[index] = signal
         return signal
 
-    def indices(self, split: Split) -> list[int]:
-        """Places of the trials of one split."""
-        return [i for i, trial in enumerate(self.trials) if trial.split == split]
+    def indices(self, split: Split, left_out: Collection[str] = ()) -> list[int]:
+        """Places of the trials of one split, without those whose ids are in `left_out`."""
+        return [i for i, t in enumerate(self.trials) if t.split == split and t.trial_id not in left_out]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.examples import Example, Examples, write_examples
@@ -22,7 +23,7 @@ def evaluate_run(run: LoadedRun, split: Split, decoder: str | None = None) -> Ev
     """
     text_decoder = run.text_decoder(decoder)
     trial_set = run.open(("train", split) if split != "train" else ("train",))
-    indices = trial_set.indices(split)
+    indices = trial_set.indices(split, run.left_out)
     if not indices:
         raise DataError(f"{run.data.data_root} has no {split} trials")
     if any(trial_set.trials[i].labels is None for i in indices):
@@ -39,6 +40,11 @@ def evaluate_run(run: LoadedRun, split: Split, decoder: str | None = None) -> Ev
         seed=run.seed,
         training_texts=training_texts if split != "train" else None,
     )
+    unusable = sum(trial_id in run.left_out for trial_id in (t.trial_id for t in trial_set.trials if t.split == split))
+    unusable += sum(fault.severity == "error" for fault in trial_set.skipped)
+    if unusable:
+        note = f"{unusable} unusable trials were left out (data.on_fault=skip)"
+        evaluation = replace(evaluation, notes=(*evaluation.notes, note))
     write_evaluation(run.run_dir, evaluation)
     _write_examples(run, evaluation, outputs)
     return evaluation

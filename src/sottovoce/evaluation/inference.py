@@ -5,7 +5,7 @@ The same code validates while training and serves `evaluate` and `decode`. Legen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -46,16 +46,19 @@ def run_model(
     batch_size: int,
     blank: int,
     device: torch.device,
-    autocast: AbstractContextManager[object] | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[TrialOutput]:
-    """Outputs of the trials `indices`, longest first; the model is in evaluation mode meanwhile."""
+    """Outputs of the trials `indices`, longest first; the model is in evaluation mode meanwhile.
+
+    `autocast` gives a new context for each batch.
+    """
     longest_first = sorted(indices, key=lambda i: -trial_set.trials[i].num_steps)
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(longest_first), batch_size):
             chosen = longest_first[start : start + batch_size]
-            with torch.no_grad(), autocast or nullcontext():
+            with torch.no_grad(), autocast():
                 batch = pipeline.evaluate(collate(trial_set, chosen).to(device))
                 logits_BSV, frames_B = model(batch.signal, batch.lengths_B, batch.session_B)
             log_probs_BSV = logits_BSV.float().log_softmax(-1)

@@ -14,6 +14,7 @@ import yaml
 from sottovoce.core.checkpoints import read_state, read_tensors
 from sottovoce.core.configuration import build
 from sottovoce.core.errors import CheckpointError, DataError
+from sottovoce.core.faults import Fault
 from sottovoce.core.symbols import SymbolTable, symbol_table
 from sottovoce.core.trial import BIN_MS, Split, Trial
 from sottovoce.data.config import DataConfig
@@ -21,11 +22,13 @@ from sottovoce.data.loading import PreparedTrials, open_data
 from sottovoce.evaluation.config import EvaluationConfig
 from sottovoce.evaluation.feasibility import infeasible_trials
 from sottovoce.evaluation.inference import TextDecoder, TrialOutput, run_model
+from sottovoce.evaluation.left_out import read_left_out
 from sottovoce.evaluation.vocabulary import Vocabulary, read_vocabulary
 from sottovoce.features.config import PreprocessorConfig
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, ModelConfig, build_model
 
+CONFIG_FILE = "config.yaml"
 SESSIONS_FILE = "sessions.json"
 
 
@@ -43,6 +46,8 @@ class LoadedRun:
     vocabulary: Vocabulary | None
     sessions: tuple[str, ...]
     """Whose adapters the model has, in order."""
+    left_out: dict[str, Fault]
+    """Trials of its data set that the run cannot use."""
 
     @property
     def table(self) -> SymbolTable:
@@ -122,6 +127,24 @@ class LoadedRun:
         return [by_id[trial_set.trials[i].trial_id] for i in indices]
 
 
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The run's configuration as plain values.
+
+    Raises:
+        CheckpointError: `run_dir` is not a run directory, or its configuration is damaged.
+    """
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{run_dir} is not a run directory: it has no {CONFIG_FILE}")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it") from error
+    if not isinstance(config, dict) or not {"seed", "data", "preprocessor", "model", "evaluation"} <= config.keys():
+        raise CheckpointError(f"{path} is not the configuration of a run; restore it")
+    return config
+
+
 def write_sessions(run_dir: Path, sessions: Sequence[str]) -> None:
     """Keep the order of the session adapters with the run: another data set may hold other sessions."""
     (run_dir / SESSIONS_FILE).write_text(json.dumps(list(sessions)), encoding="utf-8")
@@ -146,10 +169,7 @@ def load_run(run_dir: Path) -> LoadedRun:
     Raises:
         CheckpointError: `run_dir` is no run directory, or has no checkpoint yet.
     """
-    path = run_dir / "config.yaml"
-    if not path.exists():
-        raise CheckpointError(f"{run_dir} is not a run directory: it has no config.yaml")
-    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_config(run_dir)
     folder = run_dir / "checkpoints" / "best"
     if not folder.exists():
         folder = run_dir / "checkpoints" / "last"
@@ -166,4 +186,5 @@ def load_run(run_dir: Path) -> LoadedRun:
         model=model.eval(),
         vocabulary=read_vocabulary(run_dir),
         sessions=read_sessions(run_dir),
+        left_out=read_left_out(run_dir),
     )

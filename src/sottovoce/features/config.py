@@ -22,7 +22,17 @@ class LogMelConfig:
     high_hz: float = 8000.0
     pre_emphasis: float = 0.97
 
+    @property
+    def hop_samples(self) -> int:
+        """Samples from one frame to the next."""
+        return round(self.hop_ms * self.sample_rate_hz / 1000)
+
     def __post_init__(self) -> None:
+        if self.sample_rate_hz < 1 or self.num_fft < 2 or self.window_ms <= 0 or self.hop_samples < 1:
+            raise ConfigurationError(
+                "preprocessor.log_mel: sample_rate_hz, num_fft and window_ms must be positive and hop_ms at least one "
+                f"sample; got {self.sample_rate_hz}, {self.num_fft}, {self.window_ms} and {self.hop_ms}"
+            )
         if not 0 <= self.low_hz < self.high_hz <= self.sample_rate_hz / 2:
             raise ConfigurationError(
                 f"preprocessor.log_mel: 0 <= low_hz < high_hz <= half the sample rate must hold; got {self.low_hz:g}, "
@@ -69,6 +79,15 @@ class MaskConfig:
     max_fraction: float = 1.0
     """Widest mask as a share of the trial's length (or of the channels); the smaller limit holds."""
 
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.probability <= 1 and 0 <= self.max_fraction <= 1 and self.num_masks >= 1 and self.max_width >= 0
+        ):
+            raise ConfigurationError(
+                "augmentation masks: probability and max_fraction must lie in [0, 1], num_masks be at least 1 and "
+                f"max_width at least 0; got {self.probability}, {self.max_fraction}, {self.num_masks}, {self.max_width}"
+            )
+
 
 @dataclass(frozen=True)
 class AugmentationConfig:
@@ -79,7 +98,7 @@ class AugmentationConfig:
     formant: float = 0.0
     """Waveforms: vocal-tract length factor drawn from [1 - formant, 1 + formant]."""
     gain_std: float = 0.0
-    """Binned features: one factor 1 + N(0, std) a channel and trial."""
+    """One factor 1 + N(0, std) a channel and trial."""
     white_noise_std: float = 0.0
     """N(0, std) added to every value of the valid bins."""
     constant_offset_std: float = 0.0
@@ -90,3 +109,12 @@ class AugmentationConfig:
     """Up to this many bins cut from the front of every trial, one draw a batch (official T15: 2)."""
     time_mask: MaskConfig = field(default_factory=MaskConfig)
     channel_mask: MaskConfig = field(default_factory=MaskConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("speed", "formant"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigurationError(f"augmentation.{name}={getattr(self, name)}: must lie in [0, 1)")
+        stds = ("gain_std", "white_noise_std", "constant_offset_std", "random_walk_std")
+        for name in (*stds, "random_cut_bins"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"augmentation.{name}={getattr(self, name)}: must be at least 0")

@@ -117,7 +117,7 @@ def log_mel(
     Raises:
         ConfigurationError: window, bands, sample rate and `num_fft` contradict each other.
     """
-    hop = round(config.hop_ms * config.sample_rate_hz / 1000)
+    hop = config.hop_samples
     signal_BN = signal_BN * valid_mask(lengths_B, signal_BN.shape[1])
     emphasised = signal_BN.clone()
     emphasised[:, 1:] -= config.pre_emphasis * signal_BN[:, :-1]

@@ -57,7 +57,7 @@ class FeaturePipeline:
         if config is not None:
             if training and self.augmentation.speed:
                 num_steps = resampled_length(num_steps, 1 + self.augmentation.speed)
-            num_steps = log_mel_length(num_steps, round(config.hop_ms * config.sample_rate_hz / 1000))
+            num_steps = log_mel_length(num_steps, config.hop_samples)
         return num_steps - (self.augmentation.random_cut_bins if training else 0)
 
     def stream(self) -> FeatureStream:

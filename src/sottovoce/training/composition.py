@@ -110,7 +110,14 @@ def changed_for_resume(config: RunConfig, overrides: Sequence[str]) -> RunConfig
         for part in sections:
             section = section[part]
         section[name] = parsed.value()
-    return build(RunConfig, values)
+    changed = build(RunConfig, values)
+    processes = [c.trainer.devices * c.trainer.num_nodes for c in (config, changed)]
+    if processes[0] != processes[1]:
+        raise ConfigurationError(
+            f"the run was started with {processes[0]} processes of {config.training.batch_size} trials each; with "
+            f"{processes[1]} every batch would be another. Keep trainer.devices × trainer.num_nodes, or start a new run"
+        )
+    return changed
 
 
 def _parse(text: str) -> Override:

@@ -146,11 +146,25 @@ class RunConfig:
                 f"training.scheduler.warmup_steps={scheduler.warmup_steps} leaves nothing of the {steps} "
                 "training.steps after the warm-up; lower it"
             )
-        waveform_only = {name: getattr(self.augmentation, name) for name in ("speed", "formant")}
-        for name, value in waveform_only.items():
-            if value and self.preprocessor.log_mel is None:
-                raise ConfigurationError(f"augmentation.{name}={value} has no effect without preprocessor.log_mel")
-        if self.data.held_out_speakers and self.preprocessor.log_mel is None:
-            raise ConfigurationError("data.held_out_speakers has no effect without preprocessor.log_mel (recordings)")
-        if self.data.channel_stride > 1 and self.preprocessor.log_mel is not None:
-            raise ConfigurationError("data.channel_stride has no effect on recordings; set preprocessor.num_channels")
+        self._refuse_keys_without_effect()
+
+    def _refuse_keys_without_effect(self) -> None:
+        binned = self.preprocessor.log_mel is None
+        default, data = DataConfig(data_root=""), self.data
+        ineffective = {
+            "augmentation.speed": binned and self.augmentation.speed,
+            "augmentation.formant": binned and self.augmentation.formant,
+            "data.held_out_speakers": binned and data.held_out_speakers,
+            "data.val_fraction": binned and data.val_fraction != default.val_fraction,
+            "data.test_fraction": (binned or data.held_out_speakers) and data.test_fraction != default.test_fraction,
+            "data.channel_stride": not binned and data.channel_stride > 1,
+            "data.max_sessions": not binned and data.max_sessions is not None,
+            "data.lexicon": data.symbols == "letters" and data.lexicon is not None,
+        }
+        for key, found in ineffective.items():
+            if found:
+                kind = "binned features" if binned else "recordings"
+                also = " and letters" if key == "data.lexicon" else ""
+                raise ConfigurationError(f"{key} has no effect with {kind}{also}; leave it out")
+        if binned and data.symbols != "phonemes":
+            raise ConfigurationError(f"data.symbols={data.symbols}: T15 files hold phonemes")

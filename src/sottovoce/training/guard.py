@@ -60,6 +60,8 @@ class GradientGuard:
     skipped: Counter[str] = field(default_factory=Counter)
     """Skipped steps of the run by cause."""
     in_a_row: int = 0
+    last_skip: Verdict | None = None
+    """The most recent skipped step."""
 
     def inspect(
         self, parameters: Mapping[str, nn.Parameter], losses: Mapping[str, float], bad_elsewhere: bool = False
@@ -80,12 +82,12 @@ class GradientGuard:
         norm = float(norm_tensor)
         bad_utterances = [f"{name} ({value})" for name, value in losses.items() if not math.isfinite(value)]
         if bad_utterances or bad_elsewhere:
-            return self._skip(parameters, norm, "nonfinite_loss", bad_utterances)
+            return self._skip(parameters, norm, "nonfinite_loss", bad_utterances, bad_elsewhere)
         if not math.isfinite(norm):
             guilty = [
                 name for name, p in parameters.items() if p.grad is not None and not bool(p.grad.isfinite().all())
             ]
-            return self._skip(parameters, norm, "nonfinite_gradient", guilty)
+            return self._skip(parameters, norm, "nonfinite_gradient", guilty, bad_elsewhere=False)
         self.in_a_row = 0
         clipped = bool(self.max_norm) and norm > self.max_norm
         if clipped:
@@ -94,17 +96,32 @@ class GradientGuard:
             )
         return Verdict(norm, clipped)
 
-    def _skip(self, parameters: Mapping[str, nn.Parameter], norm: float, cause: Cause, guilty: list[str]) -> Verdict:
+    def _skip(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        norm: float,
+        cause: Cause,
+        guilty: list[str],
+        bad_elsewhere: bool,
+    ) -> Verdict:
+        shown = ", ".join(guilty[:3]) + (f" and {len(guilty) - 3} more" if len(guilty) > 3 else "")
+        evidence = shown or (
+            "in another process" if bad_elsewhere else f"the norm overflows; largest: {_largest(parameters)}"
+        )
         for parameter in parameters.values():
             parameter.grad = None
         self.skipped[cause] += 1
         self.in_a_row += 1
-        shown = ", ".join(guilty[:3]) + (f" and {len(guilty) - 3} more" if len(guilty) > 3 else "")
-        evidence = shown or "in another process"
+        self.last_skip = Verdict(norm, False, cause, evidence)
         if self.in_a_row >= self.max_bad_steps:
             raise TrainingAborted(
                 f"{cause} in {self.in_a_row} steps in a row (last: {evidence}); the weights are those of the last good "
                 "step. Look for targets longer than their frames (sottovoce check DATA), then lower "
                 "training.optimizer.lr"
             )
-        return Verdict(norm, False, cause, evidence)
+        return self.last_skip
+
+
+def _largest(parameters: Mapping[str, nn.Parameter]) -> str:
+    sizes = {name: float(p.grad.abs().max()) for name, p in parameters.items() if p.grad is not None}
+    return max(sizes, key=lambda name: sizes[name])

@@ -117,7 +117,11 @@ class RunLoop:
             self.module.trainer.should_stop = True
 
     def aborted(self, reason: TrainingAborted) -> None:
-        """The guard gave up; the checkpoint of the last good weights is already on disk."""
+        """The guard gave up: keep the last good weights and say why."""
+        verdict = self.module.guard.last_skip
+        assert verdict is not None
+        self._event("step_skipped", code=verdict.cause, evidence=verdict.evidence)
+        self._save("last")
         self._event("run_aborted", code="too_many_bad_steps", message=str(reason))
 
     def close(self) -> None:

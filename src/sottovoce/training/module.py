@@ -137,7 +137,7 @@ class DecoderTraining(lightning.LightningModule):
         """The sum over all processes."""
         if self.trainer.world_size == 1:
             return here
-        return cast(torch.Tensor, self.trainer.strategy.reduce(here, reduce_op="sum"))
+        return cast(torch.Tensor, self.trainer.strategy.reduce(here.clone(), reduce_op="sum"))  # reduces in place
 
     def anywhere(self, here: bool) -> bool:
         """True when `here` is true in any process."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,13 +36,18 @@ class Prepared:
     train_indices: list[int]
     val_indices: list[int]
     skipped: tuple[Fault, ...]
-    """Trials left out because of `data.on_fault=skip`."""
+    """Why trials or files were left out (`data.on_fault=skip`)."""
+    left_out: dict[str, Fault]
+    """Those of them that only a look at every trial, or at the model's frames, has found, by trial id."""
 
 
-def prepare(config: RunConfig, check: bool = True) -> Prepared:
+def prepare(
+    config: RunConfig, known: Mapping[str, Fault] | None = None, progress: Callable[[int, int], None] | None = None
+) -> Prepared:
     """Open the data, build the model, and make sure that every trial can be trained on.
 
-    `check` reads every trial first (`data.check`); a run that continues has done so before.
+    Every trial is read first (`data.check`). A run that continues has done so before: `known` are the trials that it
+    leaves out. `progress` is called with the trials read and their number.
 
     Raises:
         DataError: no training trials, or one that cannot be used.
@@ -51,7 +56,9 @@ def prepare(config: RunConfig, check: bool = True) -> Prepared:
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     table = symbol_table(config.data.symbols)
-    unusable = _checked(config, table) if check and config.data.check else {}
+    config = replace(config, data=replace(config.data, data_root=str(Path(config.data.data_root).absolute())))
+    if known is None:
+        known = _checked(config, table, progress) if config.data.check else {}
     trial_set = open_data(config.data, config.preprocessor, ("train", "val"), config.seed)
     config = _filled_in(config, num_sessions=len(trial_set.sessions), num_symbols=len(table))
     torch.manual_seed(seed_for(config.seed, "init"))
@@ -60,19 +67,16 @@ def prepare(config: RunConfig, check: bool = True) -> Prepared:
     infeasible = _infeasible(trial_set.trials, model, pipeline)
     if config.data.on_fault == "raise":
         _raise_first(list(infeasible.values()))
-    left_out = unusable | infeasible
-    usable = {
-        split: [i for i in trial_set.indices(split) if trial_set.trials[i].trial_id not in left_out]
-        for split in ("train", "val")
-    }
-    if not usable["train"]:
+    left_out = {**known, **infeasible}
+    train_indices, val_indices = trial_set.indices("train", left_out), trial_set.indices("val", left_out)
+    if not train_indices:
         raise DataError(f"{config.data.data_root} has no usable training trial; run sottovoce check on it")
-    vocabulary = find_vocabulary(config.data, table, (trial_set.trials[i] for i in usable["train"]))
+    vocabulary = find_vocabulary(config.data, table, (trial_set.trials[i] for i in train_indices))
     skipped = (*trial_set.skipped, *left_out.values())
-    return Prepared(config, trial_set, vocabulary, model, pipeline, usable["train"], usable["val"], skipped)
+    return Prepared(config, trial_set, vocabulary, model, pipeline, train_indices, val_indices, skipped, left_out)
 
 
-def _checked(config: RunConfig, table: SymbolTable) -> dict[str, Fault]:
+def _checked(config: RunConfig, table: SymbolTable, progress: Callable[[int, int], None] | None) -> dict[str, Fault]:
     """Faults of error severity that only a look at every trial shows, by trial id."""
     patch = config.model.patch or PatchConfig(1, 1)
     report = check_path(
@@ -85,6 +89,7 @@ def _checked(config: RunConfig, table: SymbolTable) -> dict[str, Fault]:
         max_sessions=config.data.max_sessions,
         lexicon=read_lexicon(Path(config.data.lexicon), table) if config.data.lexicon else None,
         front_end=config.preprocessor.log_mel,
+        progress=progress,
     )
     if config.data.on_fault == "raise":
         _raise_first(fatal_faults(report))

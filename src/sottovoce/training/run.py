@@ -5,6 +5,8 @@ configuration → `preparation.py` → Lightning Trainer (`module.py`) ─ after
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import warnings
@@ -16,14 +18,16 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from sottovoce.core.checkpoints import has_checkpoint
 from sottovoce.core.configuration import build, plain
-from sottovoce.core.errors import CheckpointError, ConfigurationError, TrainingAborted
+from sottovoce.core.errors import ConfigurationError, TrainingAborted
 from sottovoce.data.collation import StepPart, StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
-from sottovoce.evaluation.loaded_run import write_sessions
+from sottovoce.evaluation.left_out import read_left_out, write_left_out
+from sottovoce.evaluation.loaded_run import CONFIG_FILE, read_config, write_sessions
 from sottovoce.evaluation.vocabulary import write_vocabulary
 from sottovoce.training.composition import changed_for_resume
 from sottovoce.training.config import RunConfig
@@ -32,50 +36,54 @@ from sottovoce.training.loop import RunLoop
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
 
-CONFIG_FILE = "config.yaml"
-
 
 def new_run_dir(config: RunConfig) -> Path:
     """Create the run's folder: `runs_dir/run_name`, or the recipe's name and the next free number.
 
     Raises:
-        ConfigurationError: the named run exists already.
+        ConfigurationError: the named run exists already, or the folder cannot be made.
     """
     parent = Path(config.runs_dir)
-    parent.mkdir(parents=True, exist_ok=True)
-    if config.run_name is not None:
-        run_dir = parent / config.run_name
-        try:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if config.run_name is not None:
+            run_dir = parent / config.run_name
             run_dir.mkdir(parents=True)
-        except FileExistsError:
-            raise ConfigurationError(
-                f"{run_dir} exists already; continue it with resume={run_dir} or choose another run_name"
-            ) from None
-        return run_dir
-    number = 1
-    while True:
-        run_dir = parent / f"{config.recipe}-{number:03d}"
-        try:
-            run_dir.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
             return run_dir
+        for number in itertools.count(1):
+            with contextlib.suppress(FileExistsError):
+                run_dir = parent / f"{config.recipe}-{number:03d}"
+                run_dir.mkdir()
+                break
+        return run_dir
+    except FileExistsError:
+        raise ConfigurationError(
+            f"{run_dir} exists already; continue it with resume={run_dir} or choose another run_name"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"{parent} cannot hold a run ({error.strerror}); choose another runs_dir") from error
 
 
-def start(config: RunConfig) -> Path:
+def start(prepared: Prepared) -> Path:
     """Train from the first step on; returns the run's directory."""
-    prepared = prepare(config)
     run_dir = Path()
     if is_main_process():
         run_dir = new_run_dir(prepared.config)
-        (run_dir / CONFIG_FILE).write_text(yaml.safe_dump(plain(prepared.config), sort_keys=False), encoding="utf-8")
-        environment = describe_environment(prepared.config.seed)
-        (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
         write_vocabulary(run_dir, prepared.vocabulary)
         write_sessions(run_dir, prepared.trial_set.sessions)
+        write_left_out(run_dir, prepared.left_out)
+        environment = describe_environment(prepared.config.seed)
+        (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+        _write_config(run_dir, prepared.config)
     fit(prepared, RunLoop(prepared, run_dir))
     return run_dir
+
+
+def _write_config(run_dir: Path, config: RunConfig) -> None:
+    """Last of a new run's files, and as a whole: a folder with a configuration can be resumed."""
+    temporary = run_dir / f"{CONFIG_FILE}.writing"
+    temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    temporary.replace(run_dir / CONFIG_FILE)
 
 
 def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
@@ -85,7 +93,10 @@ def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
         CheckpointError: `run_dir` is not a run directory, or its checkpoint is damaged.
         ConfigurationError: an override that would make it another run.
     """
-    prepared = prepare(changed_for_resume(read_run_config(run_dir), overrides), check=False)
+    config = changed_for_resume(read_run_config(run_dir), overrides)
+    prepared = prepare(config, known=read_left_out(run_dir))
+    if is_main_process():
+        _write_config(run_dir, prepared.config)
     loop = RunLoop(prepared, run_dir)
     if has_checkpoint(loop.last_checkpoint):
         loop.restore()
@@ -104,10 +115,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
     Raises:
         CheckpointError: `run_dir` is not a run directory.
     """
-    path = run_dir / CONFIG_FILE
-    if not path.exists():
-        raise CheckpointError(f"{run_dir} is not a run directory: it has no {CONFIG_FILE}")
-    return build(RunConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
+    return build(RunConfig, read_config(run_dir))
 
 
 def fit(prepared: Prepared, loop: RunLoop) -> None:
@@ -163,25 +171,29 @@ def _trainer(config: RunConfig) -> lightning.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     trainer, training = config.trainer, config.training
+    on_gpu = torch.cuda.is_available() and trainer.accelerator != "cpu"
     bfloat16 = training.precision == "bfloat16" or (
-        training.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
+        training.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     several = trainer.devices * trainer.num_nodes > 1
     # A batch holds some sessions only: the adapters of the others get no gradient in that step.
     strategy = "ddp_find_unused_parameters_true" if several and trainer.strategy == "auto" else trainer.strategy
-    return lightning.Trainer(
-        accelerator=trainer.accelerator,
-        devices=trainer.devices,
-        num_nodes=trainer.num_nodes,
-        strategy=strategy,
-        precision="bf16-mixed" if bfloat16 else "32-true",
-        accumulate_grad_batches=training.gradient_accumulation_steps,
-        max_epochs=1,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    try:
+        return lightning.Trainer(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            num_nodes=trainer.num_nodes,
+            strategy=strategy,
+            precision="bf16-mixed" if bfloat16 else "32-true",
+            accumulate_grad_batches=training.gradient_accumulation_steps,
+            max_epochs=1,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise ConfigurationError(f"trainer: {error}") from error

@@ -1,4 +1,4 @@
-"""Validation while training: the validation split decoded exactly as `sottovoce evaluate` decodes it."""
+"""Validation while training: the code that `sottovoce evaluate` runs, in the precision of the run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Validation:
             batch_size=self.batch_size,
             blank=module.blank,
             device=module.device,
-            autocast=module.trainer.precision_plugin.forward_context(),
+            autocast=module.trainer.precision_plugin.forward_context,
         )
         found = [(self.text_decoder(output), _nats(output, module.blank)) for output in outputs]
         if module.trainer.world_size > 1:
