@@ -77,7 +77,7 @@ def test_decode_writes_a_line_for_every_trial(
     assert main(arguments) == 0
     found = json_of(capsys)
     records = [json.loads(line) for line in out.read_text().splitlines()]
-    assert found == {"trials": len(records), "file": str(out)}
+    assert found == {"trials": len(records), "file": str(out), "skipped": 0}
     assert {r["split"] for r in records} == {"train", "val", "test"}
     assert all(set(r["symbols"]) <= set(PHONEMES.symbols) for r in records)
     if decoder == "words":

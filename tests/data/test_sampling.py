@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from sottovoce.core.errors import ConfigurationError
 from sottovoce.data.sampling import POOL_STEPS, BatchPlan
 
 LENGTHS = np.random.default_rng(0).integers(100, 500, 60)
@@ -58,6 +57,6 @@ def test_bucketing_keeps_the_trials_and_cuts_the_padding() -> None:
     assert padding(bucketed) < 0.08
 
 
-def test_more_sessions_than_there_are() -> None:
-    with pytest.raises(ConfigurationError, match=r"sessions_per_batch=5, but only 4"):
-        plan(sessions_per_batch=5)
+def test_fewer_sessions_than_asked_for() -> None:
+    assert {*SESSIONS[plan(sessions_per_batch=9).step(0) - 1000]} == {0, 1, 2, 3}
+    assert len(plan(sessions_per_batch=4, batch_size=3).step(0)) == 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 
+from sottovoce.cli.main import main
 from sottovoce.core.checkpoints import read_state
 from sottovoce.core.records import read_json_lines
 from tests.training.small_runs import STEPS, assert_same_run, command, overrides, train
@@ -154,6 +155,10 @@ def test_unusable_trials_stay_left_out_when_a_run_is_killed_and_resumed(with_bad
     evaluation = json.loads((tmp_path / "killed" / "evaluation" / "val.greedy.json").read_text())
     assert evaluation["num_trials"] == 3
     assert any("1 unusable trials were left out" in note for note in evaluation["notes"])
+    arguments = ["decode", str(tmp_path / "killed"), str(with_bad_trials), "--out", str(tmp_path / "out.jsonl")]
+    assert main([*arguments, "--on-fault", "raise"]) == 2
+    assert main(arguments) == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == (24 + 4 + 2) - 2
 
 
 def test_a_run_moves_with_its_data(tiny_t15: Path, tmp_path: Path) -> None:
@@ -166,3 +171,43 @@ def test_a_run_moves_with_its_data(tiny_t15: Path, tmp_path: Path) -> None:
     done = train(f"resume={tmp_path / 'run'}", f"data.data_root={tmp_path / 'there'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", "a: [", "cannot be read"),
+        ("config.yaml", "", "is not the configuration of a run"),
+        ("lexicon.json", "{}", "lexicon.json cannot be read"),
+        ("sessions.json", "7", "sessions.json cannot be read"),
+        ("checkpoints/last/checkpoint.json", '{"format": 1, "step": 2}', "not a checkpoint index"),
+        ("checkpoints/best/checkpoint.json", "[]", "not a checkpoint index"),
+    ],
+)
+def test_damaged_run_files_end_with_one_line(
+    uninterrupted: Path, tmp_path: Path, file: str, content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    (run / file).write_text(content)
+    verb = ["train", f"resume={run}"] if "last" in file else ["evaluate", str(run)]
+    assert main(verb) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+
+
+def test_a_configuration_that_no_longer_fits_the_weights(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("units: 16", "units: 17"))
+    for verb in (["evaluate", str(run)], ["train", f"resume={run}"]):
+        assert main(verb) == 2
+        assert "was config.yaml changed?" in capsys.readouterr().err
+    shutil.rmtree(run / "checkpoints" / "best")
+    (run / "checkpoints" / "best").mkdir()
+    config.write_text(config.read_text().replace("units: 17", "units: 16"))
+    assert main(["evaluate", str(run)]) == 0  # without a best checkpoint the last one counts

@@ -15,7 +15,7 @@ from sottovoce.core.records import read_json_lines
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import prepare
-from sottovoce.training.run import fit, start
+from sottovoce.training.run import build_trainer, fit, start
 from tests.training.small_runs import STEPS, comparable_metrics, overrides, train
 
 NO_DROPOUT = ("model.gru.dropout=0", "model.session_adapter.dropout=0")
@@ -101,7 +101,7 @@ def test_a_poisoned_model_stops_the_run_with_the_cause(tiny_t15: Path, tmp_path:
         prepared.model.head.bias[3] = math.nan
     loop = RunLoop(prepared, tmp_path)
     with pytest.raises(TrainingAborted, match="nonfinite_loss in 3 steps in a row"):
-        fit(prepared, loop)
+        fit(prepared, loop, build_trainer(prepared.config))
     events = read_json_lines(tmp_path / "events.jsonl")
     assert [e["event"] for e in events] == [*["step_skipped"] * 3, "checkpoint_saved", "run_aborted"]
     assert has_checkpoint(tmp_path / "checkpoints" / "last")
@@ -122,7 +122,7 @@ def test_a_single_bad_step_is_skipped_and_the_run_goes_on(tiny_t15: Path, tmp_pa
         return None
 
     module.model.head.weight.register_hook(poison)
-    fit(prepared, loop)
+    fit(prepared, loop, build_trainer(prepared.config))
     events = [e for e in read_json_lines(tmp_path / "events.jsonl") if e["event"] == "step_skipped"]
     assert [(e["step"], e["code"]) for e in events] == [(5, "nonfinite_gradient")]
     assert "head.weight" in events[0]["evidence"]

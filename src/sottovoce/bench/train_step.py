@@ -38,7 +38,7 @@ from sottovoce.training.guard import Verdict
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.optimizer import build_optimizer
 from sottovoce.training.preparation import Prepared
-from sottovoce.training.run import fit
+from sottovoce.training.run import build_trainer, fit
 
 WARM_UP_STEPS = 3
 NUM_LABELS = 27
@@ -113,7 +113,7 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
     others = {"bare": _Bare(config, trial_set), "published": _Published(config, trial_set)}
     with tempfile.TemporaryDirectory() as folder:
         loop = _TimedLoop(prepared, Path(folder), others)
-        fit(prepared, loop)
+        fit(prepared, loop, build_trainer(prepared.config))
     kept = {name: found[WARM_UP_STEPS:-1] for name, found in loop.times.items()}
     names = {
         "ours": "sottovoce, whole step",

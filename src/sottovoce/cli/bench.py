@@ -9,6 +9,7 @@ import torch
 
 from sottovoce.bench.rows import HEADER, conditions
 from sottovoce.bench.train_step import bench_train_step
+from sottovoce.core.errors import ConfigurationError
 
 BENCHMARKS = {"train-step": bench_train_step}
 
@@ -25,6 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print one row a contestant and shape."""
+    if arguments.rounds < 1 or (arguments.threads is not None and arguments.threads < 1):
+        raise ConfigurationError("--rounds and --threads must be at least 1")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     rows = BENCHMARKS[arguments.name](arguments.rounds)

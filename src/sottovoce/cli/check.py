@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 from sottovoce.cli.progress import progress_bar
+from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.faults import summary_lines
-from sottovoce.core.symbols import PHONEMES, TABLES, symbol_table
+from sottovoce.core.symbols import LETTERS, PHONEMES, TABLES, symbol_table
 from sottovoce.data.checks import CheckReport, check_path, fatal_faults
 from sottovoce.data.config import LAYOUTS
+from sottovoce.data.layout import detect_layout
 from sottovoce.data.pronunciation import read_lexicon
 from sottovoce.features.config import LogMelConfig
 
@@ -25,7 +27,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--patch-stride", type=int, default=4, metavar="BINS", help="bins from one frame to the next")
     parser.add_argument("--num-channels", type=int, metavar="N", help="channels every trial must have (default: most)")
     parser.add_argument("--max-sessions", type=int, metavar="N", help="T15: only the first N sessions")
-    parser.add_argument("--symbols", choices=tuple(TABLES), default=PHONEMES.name, help="recordings: the targets")
+    targets = "recordings: the targets (default: letters, or phonemes with --lexicon)"
+    parser.add_argument("--symbols", choices=tuple(TABLES), help=targets)
     parser.add_argument("--lexicon", type=Path, metavar="FILE", help="recordings: pronouncing dictionary of the texts")
     parser.add_argument("--sample-rate", type=int, metavar="HZ", help="recordings: rate of the front end")
     parser.set_defaults(run=run)
@@ -38,7 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         DataError: there is no data set to read.
     """
-    table = symbol_table(arguments.symbols)
+    letters = detect_layout(arguments.path) == "recordings" and arguments.lexicon is None
+    table = symbol_table(arguments.symbols or (LETTERS if letters else PHONEMES).name)
+    if arguments.max_sessions is not None and arguments.max_sessions < 1:
+        raise ConfigurationError(f"--max-sessions {arguments.max_sessions}: must be at least 1")
     rate = arguments.sample_rate
     with progress_bar("reading trials", quiet=arguments.json) as report_progress:
         report = check_path(

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from sottovoce.cli.evaluate import summary
 from sottovoce.cli.progress import progress_bar
 from sottovoce.core.configuration import plain
-from sottovoce.core.errors import SottovoceError
+from sottovoce.core.errors import ConfigurationError, SottovoceError
 from sottovoce.core.trial import SPLITS
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
@@ -46,6 +46,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Train, evaluate the best checkpoint, write the report; the last line of stdout is `run: DIR`."""
     run_dir, overrides = split_resume(arguments.overrides)
+    if run_dir is not None and (arguments.multirun or arguments.show_config):
+        raise ConfigurationError("resume= goes with neither --multirun nor --show-config")
     if arguments.multirun:
         return _multirun(overrides)
     if run_dir is not None:

@@ -78,7 +78,7 @@ def read_state(folder: Path) -> tuple[int, dict[str, Any]]:
         CheckpointError: there is none, it is damaged, or a newer version wrote it.
     """
     index = _read_index(folder)
-    return int(index["step"]), index["state"]
+    return index["step"], index["state"]
 
 
 def read_tensors(folder: Path, part: str) -> Tensors:
@@ -102,13 +102,35 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no checkpoint: {INDEX} is missing. Has the run written one yet?")
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a checkpoint index ({error})") from error
+    if not isinstance(index, dict):
+        raise CheckpointError(f"{path} is not a checkpoint index: it holds no object")
     if index.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {index.get('format')}, this version reads format {FORMAT}; update sottovoce"
         )
+    kinds = {"step": int, "files": dict, "state": dict}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]:
+        raise CheckpointError(f"{path} is not a checkpoint index: {wrong[0]} is missing or of the wrong kind")
     return index
+
+
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Give `model` the weights of the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another model.
+    """
+    tensors, expected = read_tensors(folder, "model"), model.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        found = [tuple(t[name].shape) if name in t else None for t in (tensors, expected)]
+        if found[0] != found[1]:
+            raise CheckpointError(
+                f"{folder} does not fit the run's configuration: {name} has shape {found[0]}, expected {found[1]}; "
+                "was config.yaml changed?"
+            )
+    model.load_state_dict(tensors)
 
 
 def _to_disk(path: Path) -> None:

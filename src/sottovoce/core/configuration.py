@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -132,14 +133,17 @@ def _scalar(kind: Any, value: Any, path: str) -> Any:
         return str(value)
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int and is_number and math.isfinite(value) and value == int(value):
         return int(value)
     if kind is float and not isinstance(value, bool):
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            pass  # reported below, with the key's name
-    expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    expected = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
     raise ConfigurationError(f"{path}={value!r}: {expected} is expected")
 
 

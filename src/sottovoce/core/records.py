@@ -51,7 +51,11 @@ class JsonLines:
         self.close()
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        kept = [
+            line
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if _step_of(line) <= step
+        ]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self.path)
@@ -60,7 +64,7 @@ class JsonLines:
 def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
-    except json.JSONDecodeError:
+    except (ValueError, KeyError, TypeError):
         return float("inf")  # the line that was being written when the process was killed
 
 
@@ -73,7 +77,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: the run has written no such record")
     records = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))

@@ -36,8 +36,8 @@ class DataConfig:
     channel_stride: int = 1
     """Binned features: keep every n-th column of the file (a laptop-sized run on 128 of 512: 4)."""
     sessions_per_batch: int = 0
-    """Draw each batch from this many sessions, uniformly and with replacement inside a session (the official T15
-    sampler: 4); 0 goes through all trials in shuffled order, each once before any again."""
+    """Draw each batch from this many sessions (all, where there are fewer), uniformly and with replacement inside a
+    session (the official T15 sampler: 4); 0 goes through all trials in shuffled order, each once before any again."""
     use_length_bucketing: bool = False
     """Sort trials by length inside a pool of 8 batches, which keeps padding small."""
     cache_data: bool = False

@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.random import numpy_generator
 
 IntArray = npt.NDArray[np.int64]
@@ -36,13 +35,6 @@ class BatchPlan:
     """0: shuffled passes through all trials; otherwise sessions are drawn first (see `DataConfig`)."""
     bucketing: bool
     seed: int
-
-    def __post_init__(self) -> None:
-        present = len(np.unique(self.sessions))
-        if self.sessions_per_batch > present:
-            raise ConfigurationError(
-                f"data.sessions_per_batch={self.sessions_per_batch}, but only {present} sessions have training trials"
-            )
 
     def step(self, step: int) -> IntArray:
         """Trial indices of step `step` (from 0), [batch_size]."""
@@ -69,8 +61,10 @@ class BatchPlan:
 
     def _draw_from_sessions(self, generator: np.random.Generator) -> IntArray:
         """Sessions without replacement, uniformly; trials of a session with replacement (nejm-brain-to-text)."""
-        chosen = generator.choice(np.unique(self.sessions), self.sessions_per_batch, replace=False)
-        shares = np.array_split(np.arange(self.batch_size), self.sessions_per_batch)
+        present = np.unique(self.sessions)
+        count = min(self.sessions_per_batch, len(present), self.batch_size)
+        chosen = generator.choice(present, count, replace=False)
+        shares = np.array_split(np.arange(self.batch_size), count)
         return np.concatenate(
             [
                 generator.choice(np.flatnonzero(self.sessions == session), len(share))

@@ -23,7 +23,10 @@ def infeasible_trials(
         frames, labels = frames_of(trial), trial.labels or ()
         needed = max(ctc_frames_needed(labels), 1)
         if frames < 1:
-            code, remedy = "too_short_for_model", "leave it out (data.on_fault=skip) or use a smaller model.patch.size"
+            code, remedy = (
+                "too_short_for_model",
+                "leave it out (data.on_fault=skip; decode: --on-fault skip) or use a smaller model.patch.size",
+            )
         elif frames < needed:
             code, remedy = "ctc_infeasible", "leave it out (data.on_fault=skip) or lower the model's stride"
         else:

@@ -22,14 +22,16 @@ def write_left_out(run_dir: Path, faults: Mapping[str, Fault]) -> None:
 
 
 def read_left_out(run_dir: Path) -> dict[str, Fault]:
-    """What `write_left_out` wrote.
+    """What `write_left_out` wrote; nothing where it was never called.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is damaged.
     """
     path = run_dir / FILE_NAME
+    if not path.exists():
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {trial_id: Fault(**fault) for trial_id, fault in content.items()}
-    except (OSError, json.JSONDecodeError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from sottovoce.core.checkpoints import read_state, read_tensors
+from sottovoce.core.checkpoints import has_checkpoint, load_weights, read_state
 from sottovoce.core.configuration import build
 from sottovoce.core.errors import CheckpointError, DataError
 from sottovoce.core.faults import Fault
@@ -99,6 +99,21 @@ class LoadedRun:
             opened.sessions = self.sessions
         return opened
 
+    def usable(self, trial_set: PreparedTrials) -> tuple[list[int], list[str]]:
+        """Places of the trials that can be decoded, and a line for each that cannot."""
+        pipeline, indices, faults = FeaturePipeline(self.preprocessor), [], []
+        for i, trial in enumerate(trial_set.trials):
+            try:
+                trial_set.signal(i)
+            except DataError as error:
+                faults.append(str(error))
+                continue
+            if self.model.output_lengths(pipeline.shortest_length(trial.num_steps, training=False)) < 1:
+                faults.append(f"{trial.file}:{trial.key}: too_short_for_model: {trial.num_steps} bins or samples")
+            else:
+                indices.append(i)
+        return indices, faults
+
     def outputs(self, trial_set: PreparedTrials, indices: Sequence[int]) -> list[TrialOutput]:
         """What the model makes of these trials, in the order of `indices`.
 
@@ -159,7 +174,7 @@ def read_sessions(run_dir: Path) -> tuple[str, ...]:
     path = run_dir / SESSIONS_FILE
     try:
         return tuple(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error
 
 
@@ -171,11 +186,11 @@ def load_run(run_dir: Path) -> LoadedRun:
     """
     config = read_config(run_dir)
     folder = run_dir / "checkpoints" / "best"
-    if not folder.exists():
+    if not has_checkpoint(folder):
         folder = run_dir / "checkpoints" / "last"
     step, _ = read_state(folder)
     model = build_model(build(ModelConfig, config["model"], "model"))
-    model.load_state_dict(read_tensors(folder, "model"))
+    load_weights(model, folder)
     return LoadedRun(
         run_dir=run_dir,
         seed=config["seed"],

@@ -72,10 +72,10 @@ def read_vocabulary(run_dir: Path) -> Vocabulary | None:
     path = run_dir / FILE_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        if content is None:
+            return None
+        words, ids = zip(*content["entries"], strict=True)
+        lexicon = Lexicon(tuple(words), tuple(tuple(symbols) for symbols in ids))
+        return Vocabulary(lexicon, content["isolated_words"], content["source"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error
-    if content is None:
-        return None
-    words, ids = zip(*content["entries"], strict=True)
-    lexicon = Lexicon(tuple(words), tuple(tuple(symbols) for symbols in ids))
-    return Vocabulary(lexicon, content["isolated_words"], content["source"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sottovoce.core.configuration import MISSING
 from sottovoce.core.errors import ConfigurationError
@@ -135,6 +136,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigurationError(f"seed={self.seed}: must be at least 0")
+        if self.run_name is not None and (not self.run_name or Path(self.run_name).name != self.run_name):
+            raise ConfigurationError(f"run_name={self.run_name}: must be the name of a folder, without slashes")
+        if not self.data.data_root:
+            raise ConfigurationError("data.data_root is empty; give data.data_root=FOLDER")
         if self.data.cache_data and self.data.num_workers:
             raise ConfigurationError(
                 f"data.num_workers={self.data.num_workers} with data.cache_data=true would keep a copy in each "

@@ -13,12 +13,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from sottovoce.core.checkpoints import (
     load_optimizer_tensors,
+    load_weights,
     optimizer_tensors,
     read_state,
     read_tensors,
     write_checkpoint,
 )
-from sottovoce.core.errors import ConfigurationError, TrainingAborted
+from sottovoce.core.errors import CheckpointError, ConfigurationError, TrainingAborted
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
 from sottovoce.training.guard import Verdict
@@ -65,12 +66,15 @@ class RunLoop:
         """Take the state of the last checkpoint; the optimiser's follows once it exists."""
         folder = self.last_checkpoint
         _, state = read_state(folder)
-        self.module.model.load_state_dict(read_tensors(folder, "model"))
+        load_weights(self.module.model, folder)
         self._optimizer_state = read_tensors(folder, "optimizer")
-        self.module.progress = Progress(**state["progress"])
-        self.module.guard.skipped.update(state["skipped"])
-        self.module.guard.in_a_row = state["skipped_in_a_row"]
-        self.window = WindowMeans(**state["window"])
+        try:
+            self.module.progress = Progress(**state["progress"])
+            self.module.guard.skipped.update(state["skipped"])
+            self.module.guard.in_a_row = state["skipped_in_a_row"]
+            self.window = WindowMeans(**state["window"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder} holds a state that this version does not know ({error})") from error
         self._resumed = True
 
     def begin(self) -> None:

@@ -44,11 +44,11 @@ def new_run_dir(config: RunConfig) -> Path:
         ConfigurationError: the named run exists already, or the folder cannot be made.
     """
     parent = Path(config.runs_dir)
+    run_dir = parent / (config.run_name or "")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if config.run_name is not None:
-            run_dir = parent / config.run_name
-            run_dir.mkdir(parents=True)
+            run_dir.mkdir()
             return run_dir
         for number in itertools.count(1):
             with contextlib.suppress(FileExistsError):
@@ -66,6 +66,7 @@ def new_run_dir(config: RunConfig) -> Path:
 
 def start(prepared: Prepared) -> Path:
     """Train from the first step on; returns the run's directory."""
+    trainer = build_trainer(prepared.config)
     run_dir = Path()
     if is_main_process():
         run_dir = new_run_dir(prepared.config)
@@ -75,7 +76,7 @@ def start(prepared: Prepared) -> Path:
         environment = describe_environment(prepared.config.seed)
         (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
         _write_config(run_dir, prepared.config)
-    fit(prepared, RunLoop(prepared, run_dir))
+    fit(prepared, RunLoop(prepared, run_dir), trainer)
     return run_dir
 
 
@@ -95,12 +96,13 @@ def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
     """
     config = changed_for_resume(read_run_config(run_dir), overrides)
     prepared = prepare(config, known=read_left_out(run_dir))
+    trainer = build_trainer(prepared.config)
     if is_main_process():
         _write_config(run_dir, prepared.config)
     loop = RunLoop(prepared, run_dir)
     if has_checkpoint(loop.last_checkpoint):
         loop.restore()
-    fit(prepared, loop)
+    fit(prepared, loop, trainer)
     return run_dir
 
 
@@ -118,7 +120,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
     return build(RunConfig, read_config(run_dir))
 
 
-def fit(prepared: Prepared, loop: RunLoop) -> None:
+def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
     """Train from where `loop` stands to the last step.
 
     Raises:
@@ -127,7 +129,6 @@ def fit(prepared: Prepared, loop: RunLoop) -> None:
     config, module = prepared.config, loop.module
     if module.progress.step >= config.training.steps:
         return
-    trainer = _trainer(config)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         try:
@@ -167,7 +168,12 @@ def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trai
     return step_loader(parts, config.data.num_workers, pin_memory=torch.cuda.is_available())
 
 
-def _trainer(config: RunConfig) -> lightning.Trainer:
+def build_trainer(config: RunConfig) -> lightning.Trainer:
+    """Lightning's Trainer for this configuration.
+
+    Raises:
+        ConfigurationError: the machine does not have what is asked for.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     trainer, training = config.trainer, config.training
