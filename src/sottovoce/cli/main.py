@@ -31,8 +31,10 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    # On a busy machine OpenMP threads that spin while they wait make a step ten times slower; sleeping ones do not.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin long while they wait make a step eight times slower on a busy machine
+    # (docs/decisions/007); set before PyTorch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     argv = sys.argv[1:] if argv is None else argv
     named = [verb for verb in VERBS if argv and verb == argv[0]]  # the others need not be imported
     try:
