@@ -14,7 +14,7 @@ def normalise_text(text: str) -> str:
     The rule is that of `evaluate_model_helpers.py` in Neuroprosthetics-Lab/nejm-brain-to-text; the
     same repository holds two others, which treat hyphens and apostrophes differently.
 
-    >>> normalise_text("Well- that's  it -- I'm 'fine'!")
+    >>> normalise_text("Well- that's  it, I'm 'fine'!")
     "well that's it i'm'fine'"
     """
     text = re.sub(r"[^a-zA-Z\- ']", "", text)

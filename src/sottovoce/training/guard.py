@@ -44,6 +44,7 @@ class GradientGuard:
 
     Call `inspect` after `backward` (and after un-scaling) and before `optimizer.step()`; always call the latter.
 
+    >>> import torch
     >>> weight = nn.Parameter(torch.ones(2)); optimizer = torch.optim.SGD([weight], lr=0.1)
     >>> guard = GradientGuard(max_norm=1.0)
     >>> (weight * torch.tensor([1.0, float("nan")])).sum().backward()
