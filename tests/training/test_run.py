@@ -109,7 +109,9 @@ def test_a_poisoned_model_stops_the_run_with_the_cause(tiny_t15: Path, tmp_path:
     assert "t15.2023" in events[0]["evidence"]
 
 
-def test_a_single_bad_step_is_skipped_and_the_run_goes_on(tiny_t15: Path, tmp_path: Path) -> None:
+def test_a_single_bad_step_is_skipped_and_the_run_goes_on(
+    tiny_t15: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = compose_config(overrides(tiny_t15, tmp_path, "one-bad"))
     prepared = prepare(config)
     loop = RunLoop(prepared, tmp_path)
@@ -126,6 +128,7 @@ def test_a_single_bad_step_is_skipped_and_the_run_goes_on(tiny_t15: Path, tmp_pa
     events = [e for e in read_json_lines(tmp_path / "events.jsonl") if e["event"] == "step_skipped"]
     assert [(e["step"], e["code"]) for e in events] == [(5, "nonfinite_gradient")]
     assert "head.weight" in events[0]["evidence"]
+    assert "skipped steps: 1 × nonfinite_gradient, of 14" in capsys.readouterr().err
     assert (module.progress.step, module.progress.updates) == (STEPS, STEPS - 1)
     assert all(bool(p.isfinite().all()) for p in module.model.parameters())
 
@@ -173,3 +176,16 @@ def test_a_compiled_model_trains_to_the_same_losses(tiny_t15: Path, tmp_path: Pa
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-3)
     names = read_tensors(compiled / "checkpoints" / "last", "model").keys()
     assert names == read_tensors(plain / "checkpoints" / "last", "model").keys()
+
+
+def test_what_the_data_lack_is_said(tiny_t15: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = "t15.2023.08.11", "t15.2023.08.13"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / first).symlink_to(tiny_t15 / first)
+    run(tmp_path / "one", tmp_path, "no-validation", "training.steps=3")
+    assert "no validation trials" in capsys.readouterr().err
+    (tmp_path / "two" / second).mkdir(parents=True)
+    (tmp_path / "two" / first).symlink_to(tiny_t15 / first)
+    (tmp_path / "two" / second / "data_val.hdf5").symlink_to(tiny_t15 / second / "data_val.hdf5")
+    run(tmp_path / "two", tmp_path, "unseen", "training.steps=3")
+    assert f"no training trials in the session {second}" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -52,6 +53,7 @@ class RunLoop:
         )
         self.window = WindowMeans()
         self.skipped_trials = prepared.skipped
+        self.notices = list(_notices(prepared))
         self._recorder: RunRecorder | None = None
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
@@ -96,6 +98,8 @@ class RunLoop:
                 self._recorder.say(
                     f"left out {len(self.skipped_trials)} unusable trials (data.on_fault=skip); see events.jsonl"
                 )
+        for notice in self.notices:
+            self._recorder.say(notice)
         count = sum(p.numel() for p in self.module.named.values())
         self._recorder.say(f"{self.run_dir}: {count:,} parameters, step {step} of {self.config.training.steps}")
 
@@ -113,6 +117,9 @@ class RunLoop:
                 self._recorder.metrics(step, "train", means)
                 self._recorder.show(step, {name: means[name] for name in ("train/loss", "train/gradient_norm")})
         finished = step == training.steps
+        if finished and self._recorder is not None and self.module.guard.skipped:
+            causes = ", ".join(f"{count} × {cause}" for cause, count in self.module.guard.skipped.items())
+            self._recorder.say(f"skipped steps: {causes}, of {step}; see events.jsonl")
         if step % training.validate_every_steps == 0 or finished:
             self._validate()
         if step % training.checkpoint_every_steps == 0 or finished or self.stopped_by_user:
@@ -186,3 +193,15 @@ class RunLoop:
         }
         write_checkpoint(self.run_dir / "checkpoints" / name, module.progress.step, parts, state)
         self._event("checkpoint_saved", checkpoint=name)
+
+
+def _notices(prepared: Prepared) -> Iterator[str]:
+    """What the person who starts the run should know about its data."""
+    trials = prepared.trial_set.trials
+    if not prepared.val_indices:
+        yield "no validation trials: nothing is validated, and checkpoints/last is what evaluate and decode will use"
+    trained = {trials[i].session for i in prepared.train_indices}
+    untrained = sorted({trials[i].session for i in prepared.val_indices} - trained)
+    if untrained and prepared.model.session_adapter is not None:
+        others = f" and {len(untrained) - 1} more" if len(untrained) > 1 else ""
+        yield f"no training trials in the session {untrained[0]}{others}: the adapter stays the identity"

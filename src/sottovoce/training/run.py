@@ -131,6 +131,7 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # asked for with data.num_workers
         try:
             trainer.fit(module, train_dataloaders=_loader(prepared, module, trainer))
         except TrainingAborted as error:
