@@ -151,7 +151,14 @@ def test_show_config_prints_every_setting(capsys: pytest.CaptureFixture[str]) ->
     assert "white_noise_std: 1.0" in shown
 
 
-@pytest.mark.parametrize("fault", ["truncated_hdf5", "nan_in_features", "label_id_out_of_range", "missing_dataset"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "truncated_hdf5", "missing_dataset", "wrong_feature_count", "nan_in_features", "label_id_out_of_range",
+        "blank_inside_labels", "seq_len_larger_than_label_array", "n_time_steps_larger_than_array", "empty_trial",
+        "target_longer_than_frames", "duplicated_trial_number",
+    ],
+)  # fmt: skip
 def test_train_names_the_fault_that_check_names(
     shared_data: Path, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

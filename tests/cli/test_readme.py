@@ -18,7 +18,8 @@ def test_the_command_is_understood(command: str) -> None:
     arguments = build_parser().parse_args(shlex.split(command))
     if command.startswith("train"):
         _, overrides = split_resume(arguments.overrides)
-        checked_overrides(overrides)
+        assert len(checked_overrides(overrides)) == len(overrides)
+    assert arguments.run.__module__ == f"sottovoce.cli.{command.split()[0]}"
 
 
 def test_every_verb_and_recipe_is_in_the_tables() -> None:
