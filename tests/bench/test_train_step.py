@@ -37,3 +37,15 @@ def test_batches_are_equal_work() -> None:
     assert {trials.signal(i).shape for i in range(64)} == {(40, 6)}
     assert all(trial.file == Path("memory") for trial in trials.trials)
     assert torch.from_numpy(trials.signal(0)).std().item() == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_published_forward_pass_gives_our_logits() -> None:
+    shape = Shape(2, 5, 6, batch=4, bins=40)
+    config = train_step.compose_config(
+        ["recipe=demo", "data.data_root=memory", "preprocessor.num_channels=6", "model.gru.units=5"]
+    )
+    contestant = train_step._Published(config, train_step.PreparedTrials(RandomTrials(shape), 1, 6, cache=True))
+    contestant.model.eval()
+    batch = contestant.batch
+    ours, _ = contestant.model(batch.signal, batch.lengths_B, batch.session_B)
+    torch.testing.assert_close(contestant._logits(batch.signal, batch.session_B), ours)

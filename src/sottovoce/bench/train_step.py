@@ -4,7 +4,8 @@ Three contestants take turns, step by step, in one process on the same kind of b
 
 * ours: the whole step of a run (batch, augmentation, forward, backward, guard, clip, optimiser, logging);
 * bare: forward, backward and AdamW on tensors that already lie in memory;
-* published: the step of nejm-brain-to-text's trainer, re-created from its description.
+* published: the step of nejm-brain-to-text's trainer, re-created from its description, as it runs without a compiler
+  (torch.compile needs one); its loader's four processes, which read HDF5 on the same cores, are left out in its favour.
 
 Legend: B trials, T bins, C channels, S frames.
 """
@@ -32,6 +33,7 @@ from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.features.smoothing import gaussian_taps
 from sottovoce.losses.ctc import ctc_loss
 from sottovoce.models.compose import DecoderModel, build_model
+from sottovoce.models.gru import GRUEncoder
 from sottovoce.training.composition import compose_config
 from sottovoce.training.config import RunConfig
 from sottovoce.training.guard import Verdict
@@ -170,7 +172,7 @@ class _Bare:
 
 
 class _Published(_Bare):
-    """The published trainer's step: dense noise, depthwise smoothing, `clip_grad_norm_` that raises."""
+    """The published trainer's step on the same parameters: its noise, depthwise smoothing, patches and clipping."""
 
     def __init__(self, config: RunConfig, trial_set: PreparedTrials) -> None:
         super().__init__(config, trial_set)
@@ -185,7 +187,7 @@ class _Published(_Bare):
         chosen = np.random.default_rng(0).integers(0, len(self.trial_set.trials), len(self.batch))
         batch = collate(self.trial_set, chosen.tolist())
         signal_BTC, lengths_B = self._augmented(batch)
-        logits_BSV, frames_B = self.model(signal_BTC, lengths_B, batch.session_B)
+        logits_BSV, frames_B = self._logits(signal_BTC, batch.session_B), self.model.output_lengths(lengths_B)
         log_probs = logits_BSV.log_softmax(2).permute(1, 0, 2)
         nats_B = functional.ctc_loss(log_probs, batch.labels_BU, frames_B, batch.label_lengths_B, reduction="none")
         loss = nats_B.mean()
@@ -203,3 +205,17 @@ class _Published(_Bare):
             signal[:, cut:].permute(0, 2, 1), self.kernel_C1K, padding="same", groups=self.channels
         )
         return smoothed.permute(0, 2, 1), batch.lengths_B - cut
+
+    def _logits(self, signal_BTC: torch.Tensor, session_B: torch.Tensor) -> torch.Tensor:
+        """Logits [B, S, V]: one einsum over stacked session matrices, and patches unfolded along the last axis."""
+        model, patch = self.model, self.model.config.patch
+        adapter, encoder = model.session_adapter, model.encoder
+        assert adapter is not None and patch is not None and isinstance(encoder, GRUEncoder)
+        weights_BCC = torch.stack([adapter.weights[i] for i in session_B])
+        biases_B1C = torch.stack([adapter.biases[i] for i in session_B])
+        adapted = functional.softsign(torch.einsum("btc,bcd->btd", signal_BTC, weights_BCC) + biases_B1C)
+        channels_first_BCT = adapter.dropout(adapted).permute(0, 2, 1)
+        windows_BCSK = channels_first_BCT.unfold(2, patch.size, patch.stride)
+        frames_BSD = windows_BCSK.permute(0, 2, 3, 1).flatten(2)
+        logits: torch.Tensor = model.head(encoder.gru(frames_BSD, encoder.start(len(signal_BTC)))[0])
+        return logits

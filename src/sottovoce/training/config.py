@@ -157,6 +157,7 @@ class RunConfig:
         binned = self.preprocessor.log_mel is None
         default, data = DataConfig(data_root=""), self.data
         ineffective = {
+            "augmentation.crop": binned and self.augmentation.crop,
             "augmentation.speed": binned and self.augmentation.speed,
             "augmentation.formant": binned and self.augmentation.formant,
             "data.held_out_speakers": binned and data.held_out_speakers,
