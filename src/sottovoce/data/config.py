@@ -29,6 +29,12 @@ class DataConfig:
     """Recordings without a `split` column: share of each speaker's spoken events that becomes the validation split."""
     test_fraction: float = 0.1
     """The same for the test split; not used when speakers are held out."""
+    mode_labels: str = "auto"
+    """Speaking mode of training trials, where a stage learns it: `known` (stated by the data, or in `mode_file`),
+    `pseudo` (estimated from the features of each block, refreshed while the stage goes on) or `auto` (known, else
+    pseudo)."""
+    mode_file: str | None = None
+    """CSV file with the columns session, block, mode (`silent` or `vocalised`), for data that state none."""
     on_fault: str = "raise"
     """`raise` stops at the first unusable trial, `skip` leaves such trials out and says which and how many."""
     check: bool = True
@@ -48,6 +54,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.on_fault not in ("raise", "skip"):
             raise ConfigurationError(f"data.on_fault={self.on_fault}: choose raise or skip")
+        if self.mode_labels not in ("auto", "known", "pseudo"):
+            raise ConfigurationError(f"data.mode_labels={self.mode_labels}: choose auto, known or pseudo")
+        if self.mode_labels == "pseudo" and self.mode_file is not None:
+            raise ConfigurationError("data.mode_labels=pseudo and data.mode_file contradict each other; drop one")
         if not (0 < self.val_fraction < 1 and 0 <= self.test_fraction < 1 - self.val_fraction):
             raise ConfigurationError(
                 "data.val_fraction must lie in (0, 1), data.test_fraction in [0, 1 - val_fraction); "
