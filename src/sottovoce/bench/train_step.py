@@ -39,7 +39,7 @@ from sottovoce.training.config import RunConfig
 from sottovoce.training.guard import Verdict
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.optimizer import build_optimizer
-from sottovoce.training.preparation import Prepared
+from sottovoce.training.preparation import Prepared, curriculum_of
 from sottovoce.training.run import build_trainer, fit
 
 WARM_UP_STEPS = 3
@@ -110,7 +110,16 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
     model = _model(config, len(trial_set.sessions))
     indices = list(range(len(trial_set.trials)))
     prepared = Prepared(
-        config, trial_set, None, model, FeaturePipeline(config.preprocessor, config.augmentation), indices, [], (), {}
+        config=config,
+        trial_set=trial_set,
+        vocabulary=None,
+        model=model,
+        pipeline=FeaturePipeline(config.preprocessor, config.augmentation),
+        train_indices=indices,
+        val_indices=[],
+        skipped=(),
+        left_out={},
+        curriculum=curriculum_of(config, model, len(indices)),
     )
     others = {"bare": _Bare(config, trial_set), "published": _Published(config, trial_set)}
     with tempfile.TemporaryDirectory() as folder:

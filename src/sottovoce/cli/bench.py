@@ -7,11 +7,17 @@ import json
 
 import torch
 
+from sottovoce.bench.encoder import bench_encoder
 from sottovoce.bench.rows import HEADER, conditions
 from sottovoce.bench.train_step import bench_train_step
+from sottovoce.bench.transducer_loss import bench_transducer_loss
 from sottovoce.core.errors import ConfigurationError
 
-BENCHMARKS = {"train-step": bench_train_step}
+BENCHMARKS = {
+    "encoder": bench_encoder,
+    "train-step": bench_train_step,
+    "transducer-loss": bench_transducer_loss,
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
