@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format fast bench clean
+.PHONY: demo test check behaviour format fast bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/sottovoce simulate $(DEMO)/data --overwrite --layout t15 --sessions 4 --trials 200 --electrodes 64 --snr 3 --seed 1
@@ -23,7 +23,11 @@ check: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 fast: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+	$(BIN)/python -m pytest -n 2 -q -m "not slow and not behaviour"
+
+# What the recipes are good for on simulated data; some twenty minutes.
+behaviour: $(INSTALLED)
+	$(BIN)/python -m pytest -q -s -m behaviour tests/behaviour
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -31,6 +35,8 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/sottovoce bench train-step
+	$(BIN)/sottovoce bench encoder
+	$(BIN)/sottovoce bench transducer-loss
 
 # torch is bounded in pyproject.toml and installed in the same command, so that pip never takes a CUDA build.
 $(INSTALLED): pyproject.toml

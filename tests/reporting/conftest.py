@@ -66,6 +66,7 @@ def run_dir(tmp_path: Path) -> Path:
         [
             {"step": 100, "event": "checkpoint_saved", "checkpoint": "last"},
             {"step": 120, "event": "step_skipped", "code": "nonfinite_gradient", "evidence": "norm <inf>"},
+            {"step": 200, "event": "run_finished"},
         ],
     )
     return run_dir

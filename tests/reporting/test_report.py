@@ -81,6 +81,7 @@ def test_words_and_several_evaluations(run_dir):
 
 
 def test_a_run_that_was_killed_before_any_evaluation(run_dir):
+    (run_dir / "events.jsonl").unlink()
     (run_dir / "config.yaml").write_text("recipe: demo\ntraining: {steps: 5000}\n")
     page = page_of(run_dir)
     assert "step 200 of 5,000" in page

@@ -16,7 +16,7 @@ def test_everything_is_read(evaluated_dir):
     assert run.setting("model.gru.layers") is None
     assert run.curves["val/per"] == ([100, 200], [0.2, 0.15])
     assert run.last_step == 200
-    assert [e["event"] for e in run.events] == ["checkpoint_saved", "step_skipped"]
+    assert [e["event"] for e in run.events] == ["checkpoint_saved", "step_skipped", "run_finished"]
     assert [e.name for e in run.evaluations] == ["val.greedy"]
     assert len(run.evaluations[0].trials) == 4
     assert run.examples[0].examples[0].role == "best"

@@ -87,7 +87,11 @@ def test_overrides_reach_keys_that_the_recipe_leaves_out() -> None:
         (["recipe=demo", *BASE, "augmentation.time_mask.max_fraction=5"], "augmentation masks"),
         (["recipe=recordings", *BASE, "preprocessor.log_mel.hop_ms=0"], "hop_ms at least one sample"),
         (["recipe=demo", "nonsense"], "not of the form key=value"),
-        (["recipe=demo", *BASE, "training.scheduler.warmup_steps=5000"], "warmup_steps"),
+        (["recipe=mode_ssm", *BASE, "training.steps=7"], "exactly one of steps and stages"),
+        (["recipe=mode_ssm", *BASE, "training.stages.1.epoch=7"], "did you mean training.stages.1.epochs?"),
+        (["recipe=mode_ssm", *BASE, "training.stages.1.loss_weights.rnnt=0"], "rnnt_decoder shall learn"),
+        (["recipe=mode_ssm", *BASE, "training.loss_scaling=batch"], "choose one of none, length"),
+        (["recipe=demo", *BASE, "evaluation.decoder=transducer"], "the model has none"),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:

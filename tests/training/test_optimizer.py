@@ -15,7 +15,14 @@ OFFICIAL = OptimizerConfig(lr=5e-3, session_lr=5e-3, weight_decay=1e-3, eps=0.1)
 
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
-    config = ModelConfig(SessionAdapterConfig(0.0), PatchConfig(4, 2), GRUConfig(6, 2, 0.0), None, 3, 3, 5)
+    config = ModelConfig(
+        session_adapter=SessionAdapterConfig(0.0),
+        patch=PatchConfig(4, 2),
+        gru=GRUConfig(6, 2, 0.0),
+        num_channels=3,
+        num_sessions=3,
+        num_symbols=5,
+    )
     return build_model(config)
 
 
@@ -42,7 +49,7 @@ def test_one_update_equals_adamw_s_formulas() -> None:
     taken = dict.fromkeys(parameters, 0)
     schedule = SchedulerConfig(warmup_steps=2, max_steps=10)
     for step in range(3):
-        rates = set_learning_rates(optimizer, learning_rate_factor(step, schedule, 10))
+        rates = set_learning_rates(optimizer, learning_rate_factor(step, schedule, 10), {})
         signal = torch.randn(2, 10, 3, generator=torch.Generator().manual_seed(step))
         logits, _ = one(signal, torch.tensor([10, 10]), torch.tensor([0, 2]))
         (40 * logits.square().sum()).backward()

@@ -27,6 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="one JSON object a trial")
     parser.add_argument("--split", choices=SPLITS, help="T15: only this split (default: all)")
     parser.add_argument("--decoder", choices=DECODERS, help="default: the run's own (evaluation.decoder)")
+    parser.add_argument("--beam-size", type=int, help="of the transducer's search (default: evaluation.beam_size)")
     parser.add_argument(
         "--on-fault", choices=("raise", "skip"), help="unusable trials: stop, or leave them out (default: as the run)"
     )
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode; the file appears when it is complete."""
     if not arguments.out.name or arguments.out.is_dir():
         raise ConfigurationError(f"--out {arguments.out}: must be the name of a file")
-    loaded = load_run(arguments.run_dir)
+    loaded = load_run(arguments.run_dir).with_beam(arguments.beam_size)
     skip = (arguments.on_fault or loaded.data.on_fault) == "skip"
     loaded = replace(loaded, data=replace(loaded.data, on_fault="skip" if skip else "raise"))
     text_decoder = loaded.text_decoder(arguments.decoder)
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     indices, faults = loaded.usable(trial_set) if skip else (list(range(len(trial_set.trials))), [])
     for line in [*map(str, trial_set.skipped), *faults]:
         print(f"left out: {line}", file=sys.stderr)
-    outputs = loaded.outputs(trial_set, indices)
+    outputs = loaded.outputs(trial_set, indices, text_decoder.decoder)
     lines = [json.dumps(_record(text_decoder(output), loaded.table)) + "\n" for output in outputs]
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

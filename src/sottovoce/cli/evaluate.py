@@ -20,13 +20,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--split", choices=SPLITS, default="val", help="which trials (default: val)")
     parser.add_argument("--decoder", choices=DECODERS, help="default: the run's own (evaluation.decoder)")
+    parser.add_argument("--beam-size", type=int, help="of the transducer's search (default: evaluation.beam_size)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print; the same goes into RUN/evaluation/SPLIT.DECODER.json."""
-    evaluation = evaluate_run(load_run(arguments.run_dir), arguments.split, arguments.decoder)
+    loaded = load_run(arguments.run_dir).with_beam(arguments.beam_size)
+    evaluation = evaluate_run(loaded, arguments.split, arguments.decoder)
     print(json.dumps(evaluation.as_dict()) if arguments.json else table(evaluation))
     return 0
 

@@ -75,6 +75,10 @@ def check_key(cls: type[Any], key: str) -> None:
     section: Any = cls
     passed: list[str] = []
     for part in key.split("."):
+        if (entry := _section_of_list(section)) is not None and part.isdecimal():
+            section = entry
+            passed.append(part)
+            continue
         if not dataclasses.is_dataclass(section):
             raise ConfigurationError(f"unknown configuration key {key}: {'.'.join(passed)} is a value, not a section")
         hints = typing.get_type_hints(section)
@@ -90,7 +94,9 @@ def every_key(cls: type[Any], path: str = "") -> list[str]:
     keys = []
     for name, hint in typing.get_type_hints(cls).items():
         inner = _without_none(hint)
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+        if (entry := _section_of_list(inner)) is not None:
+            keys += every_key(entry, _join(path, f"{name}.0"))
+        elif isinstance(inner, type) and dataclasses.is_dataclass(inner):
             keys += every_key(inner, _join(path, name))
         else:
             keys.append(_join(path, name))
@@ -122,7 +128,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigurationError(f"{path}={value!r}: a list is expected, e.g. {path}=[a,b]")
         item = typing.get_args(inner)[0]
-        return tuple(_convert(item, entry, f"{path}[{i}]") for i, entry in enumerate(value))
+        return tuple(_convert(item, entry, f"{path}.{i}") for i, entry in enumerate(value))
     return _scalar(inner, value, path)
 
 
@@ -145,6 +151,12 @@ def _scalar(kind: Any, value: Any, path: str) -> Any:
             return number
     expected = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
     raise ConfigurationError(f"{path}={value!r}: {expected} is expected")
+
+
+def _section_of_list(hint: Any) -> Any:
+    """The dataclass of the entries of a list of sections, e.g. `training.stages`; None for anything else."""
+    entry = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    return entry if isinstance(entry, type) and dataclasses.is_dataclass(entry) else None
 
 
 def _without_none(hint: Any) -> Any:

@@ -31,7 +31,7 @@ def evaluate_run(run: LoadedRun, split: Split, decoder: str | None = None) -> Ev
             f"the {split} trials of {run.data.data_root} have no labels to compare with; "
             "write hypotheses with sottovoce decode"
         )
-    outputs = run.outputs(trial_set, indices)
+    outputs = run.outputs(trial_set, indices, text_decoder.decoder)
     training_texts = {trial_set.trials[i].text or "" for i in trial_set.indices("train")}
     evaluation = score(
         [text_decoder(output) for output in outputs],

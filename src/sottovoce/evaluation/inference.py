@@ -19,10 +19,33 @@ from sottovoce.core.trial import Trial, TrialSet
 from sottovoce.data.collation import collate
 from sottovoce.decoding.greedy import blank_frames, greedy_ctc
 from sottovoce.decoding.lexicon import Lexicon, decode_words, nearest_word
+from sottovoce.decoding.transducer import beam_transducer, greedy_transducer
 from sottovoce.evaluation.config import DECODERS
 from sottovoce.evaluation.scoring import Candidate, Hypothesis, spelled_text
 from sottovoce.features.pipeline import FeaturePipeline
-from sottovoce.models.compose import DecoderModel
+from sottovoce.models.compose import DecoderModel, Encoded
+from sottovoce.models.speaking_mode import ModeOutput
+
+TransducerPath = tuple[tuple[int, ...], float | None]
+"""Symbols and log-probability; greedy search does not know the latter."""
+
+
+@dataclass(frozen=True)
+class TransducerSearch:
+    """How the transducer's path is looked for."""
+
+    beam_size: int
+    symbols_per_frame: int
+
+
+@dataclass(frozen=True)
+class ModeOpinion:
+    """The speaking-mode head's word on one trial."""
+
+    vocalised: float
+    """Probability."""
+    pooled_E: npt.NDArray[np.float32]
+    """The frames it looked at, as one vector."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,10 @@ class TrialOutput:
     greedy_symbols: tuple[int, ...]
     blank_frames: int
     """Frames whose best symbol is the blank."""
+    transducer_paths: tuple[TransducerPath, ...] = ()
+    """The transducer's, best first, where they were asked for."""
+    mode: ModeOpinion | None = None
+    """What the speaking-mode head says, where the model has one."""
 
 
 def run_model(
@@ -46,11 +73,12 @@ def run_model(
     batch_size: int,
     blank: int,
     device: torch.device,
+    transducer: TransducerSearch | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[TrialOutput]:
     """Outputs of the trials `indices`, longest first; the model is in evaluation mode meanwhile.
 
-    `autocast` gives a new context for each batch.
+    `transducer` asks for the transducer's paths too. `autocast` gives a new context for each batch.
     """
     longest_first = sorted(indices, key=lambda i: -trial_set.trials[i].num_steps)
     was_training = model.training
@@ -60,25 +88,50 @@ def run_model(
             chosen = longest_first[start : start + batch_size]
             with torch.no_grad(), autocast():
                 batch = pipeline.evaluate(collate(trial_set, chosen).to(device))
-                logits_BSV, frames_B = model(batch.signal, batch.lengths_B, batch.session_B)
+                encoded = model.encode(batch.signal, batch.lengths_B, batch.session_B)
+                logits_BSV, frames_B = model.ctc_logits(encoded), encoded.lengths_B
+                paths = _transducer_paths(model, encoded, blank, transducer)
             log_probs_BSV = logits_BSV.float().log_softmax(-1)
             best = greedy_ctc(log_probs_BSV, frames_B, blank)
             blanks_B = blank_frames(log_probs_BSV, frames_B, blank).tolist()
             for row, index in enumerate(chosen):
                 frames = int(frames_B[row])
                 log_probs = log_probs_BSV[row, :frames].cpu().numpy()
-                yield TrialOutput(trial_set.trials[index], log_probs, tuple(best[row]), blanks_B[row])
+                mode = None if encoded.mode is None else _opinion(encoded.mode, row)
+                yield TrialOutput(trial_set.trials[index], log_probs, tuple(best[row]), blanks_B[row], paths[row], mode)
     finally:
         model.train(was_training)
 
 
+def _opinion(mode: ModeOutput, row: int) -> ModeOpinion:
+    return ModeOpinion(float(mode.posterior_B2[row, 1]), mode.pooled_BE[row].float().cpu().numpy())
+
+
+def _transducer_paths(
+    model: DecoderModel, encoded: Encoded, blank: int, search: TransducerSearch | None
+) -> list[tuple[TransducerPath, ...]]:
+    """The paths of each trial of a batch; none where nobody asks."""
+    if search is None:
+        return [()] * len(encoded.frames_BSE)
+    head = model.transducer
+    assert head is not None  # whoever asks has made sure
+    projected_BSH = head.project(encoded.frames_BSE)
+    if search.beam_size == 1:
+        greedy = greedy_transducer(projected_BSH, encoded.lengths_B, head, blank, search.symbols_per_frame)
+        return [((tuple(symbols), None),) for symbols in greedy]
+    return [
+        tuple(beam_transducer(frames_SH[:length], head, search.beam_size, blank, search.symbols_per_frame))
+        for frames_SH, length in zip(projected_BSH, encoded.lengths_B.tolist(), strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class TextDecoder:
-    """From a model's output to a hypothesis; `greedy` or `words`.
+    """From a model's output to a hypothesis; `greedy`, `words` or `transducer`.
 
-    The symbols are those of the greedy path. `greedy` spells letters, and for phonemes replaces each word by the
-    lexicon's nearest pronunciation, where there is a lexicon; `words` lets the lexicon's words compete by exact CTC
-    probability, and says how sure it is.
+    The symbols are those of the greedy path, of CTC or of the transducer. `greedy` and `transducer` spell letters, and
+    for phonemes replace each word by the lexicon's nearest pronunciation, where there is a lexicon; `words` lets the
+    lexicon's words compete by exact CTC probability, and says how sure it is.
     """
 
     decoder: str
@@ -96,20 +149,29 @@ class TextDecoder:
     def __call__(self, output: TrialOutput) -> Hypothesis:
         """The hypothesis of one trial."""
         if self.decoder == "greedy":
-            return self._hypothesis(output, self._greedy_text(output.greedy_symbols))
+            return self._hypothesis(output, output.greedy_symbols, self._greedy_text(output.greedy_symbols))
+        if self.decoder == "transducer":
+            path, score = output.transducer_paths[0]
+            candidates = [
+                Candidate(symbols, self._greedy_text(symbols), nats)
+                for symbols, nats in output.transducer_paths
+                if nats is not None
+            ]
+            hypothesis = self._hypothesis(output, path, self._greedy_text(path))
+            return replace(hypothesis, score=score, n_best=tuple(candidates))
         assert self.lexicon is not None
         boundary = None if self.isolated_words else self.table.boundary
         words = decode_words(output.log_probs_SV, self.lexicon, boundary, self.table.blank)
         alternatives = words[0].alternatives if self.isolated_words and words else ()
         return replace(
-            self._hypothesis(output, " ".join(word.word for word in words)),
+            self._hypothesis(output, output.greedy_symbols, " ".join(word.word for word in words)),
             score=sum(word.log_prob for word in words),
             word_confidences=tuple(word.confidence for word in words),
             n_best=tuple(Candidate(output.greedy_symbols, word, score) for word, score in alternatives),
         )
 
-    def _hypothesis(self, output: TrialOutput, text: str | None) -> Hypothesis:
-        return Hypothesis(output.trial, output.greedy_symbols, len(output.log_probs_SV), output.blank_frames, text)
+    def _hypothesis(self, output: TrialOutput, symbols: tuple[int, ...], text: str | None) -> Hypothesis:
+        return Hypothesis(output.trial, symbols, len(output.log_probs_SV), output.blank_frames, text)
 
     def _greedy_text(self, symbols: Sequence[int]) -> str | None:
         if self.lexicon is None or self.table.name == "letters":

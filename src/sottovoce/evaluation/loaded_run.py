@@ -13,7 +13,7 @@ import yaml
 
 from sottovoce.core.checkpoints import has_checkpoint, load_weights, read_state
 from sottovoce.core.configuration import build
-from sottovoce.core.errors import CheckpointError, DataError
+from sottovoce.core.errors import CheckpointError, ConfigurationError, DataError
 from sottovoce.core.faults import Fault
 from sottovoce.core.symbols import SymbolTable, symbol_table
 from sottovoce.core.trial import BIN_MS, Split, Trial
@@ -21,7 +21,7 @@ from sottovoce.data.config import DataConfig
 from sottovoce.data.loading import PreparedTrials, open_data
 from sottovoce.evaluation.config import EvaluationConfig
 from sottovoce.evaluation.feasibility import infeasible_trials
-from sottovoce.evaluation.inference import TextDecoder, TrialOutput, run_model
+from sottovoce.evaluation.inference import TextDecoder, TransducerSearch, TrialOutput, run_model
 from sottovoce.evaluation.left_out import read_left_out
 from sottovoce.evaluation.vocabulary import Vocabulary, read_vocabulary
 from sottovoce.features.config import PreprocessorConfig
@@ -48,6 +48,8 @@ class LoadedRun:
     """Whose adapters the model has, in order."""
     left_out: dict[str, Fault]
     """Trials of its data set that the run cannot use."""
+    trained: tuple[str, ...]
+    """Components of the model that have learnt something by this checkpoint."""
 
     @property
     def table(self) -> SymbolTable:
@@ -60,8 +62,26 @@ class LoadedRun:
         log_mel = self.preprocessor.log_mel
         return (BIN_MS if log_mel is None else log_mel.hop_ms) * self.model.bins_per_frame
 
+    def with_beam(self, beam_size: int | None) -> LoadedRun:
+        """The same run with another beam for its transducer; None changes nothing."""
+        if beam_size is None:
+            return self
+        return replace(self, evaluation=replace(self.evaluation, beam_size=beam_size))
+
     def text_decoder(self, decoder: str | None = None) -> TextDecoder:
-        """The named decoder, or the one the run was configured with."""
+        """The named decoder, or the one the run was configured with.
+
+        Raises:
+            ConfigurationError: it needs what the run lacks: a lexicon, or a transducer that has been trained.
+        """
+        if (decoder or self.evaluation.decoder) == "transducer" and "rnnt_decoder" not in self.trained:
+            has_one = self.model.transducer is not None
+            raise ConfigurationError(
+                f"{self.run_dir}: the transducer has not been trained by step {self.checkpoint_step}; use "
+                "--decoder greedy"
+                if has_one
+                else f"{self.run_dir}: the model has no transducer; use --decoder greedy"
+            )
         return TextDecoder(
             decoder or self.evaluation.decoder,
             self.table,
@@ -114,8 +134,8 @@ class LoadedRun:
                 indices.append(i)
         return indices, faults
 
-    def outputs(self, trial_set: PreparedTrials, indices: Sequence[int]) -> list[TrialOutput]:
-        """What the model makes of these trials, in the order of `indices`.
+    def outputs(self, trial_set: PreparedTrials, indices: Sequence[int], decoder: str) -> list[TrialOutput]:
+        """What the model makes of these trials, in the order of `indices`, as the named decoder needs it.
 
         Raises:
             DataError: a trial is too short for the model.
@@ -137,6 +157,11 @@ class LoadedRun:
             batch_size=self.evaluation.batch_size,
             blank=self.table.blank,
             device=device,
+            transducer=(
+                TransducerSearch(self.evaluation.beam_size, self.evaluation.max_symbols_per_frame)
+                if decoder == "transducer"
+                else None
+            ),
         )
         by_id = {output.trial.trial_id: output for output in found}
         return [by_id[trial_set.trials[i].trial_id] for i in indices]
@@ -188,9 +213,10 @@ def load_run(run_dir: Path) -> LoadedRun:
     folder = run_dir / "checkpoints" / "best"
     if not has_checkpoint(folder):
         folder = run_dir / "checkpoints" / "last"
-    step, _ = read_state(folder)
+    step, state = read_state(folder)
     model = build_model(build(ModelConfig, config["model"], "model"))
     load_weights(model, folder)
+    model.use_flow_bridge = bool(state.get("use_flow_bridge"))
     return LoadedRun(
         run_dir=run_dir,
         seed=config["seed"],
@@ -202,4 +228,5 @@ def load_run(run_dir: Path) -> LoadedRun:
         vocabulary=read_vocabulary(run_dir),
         sessions=read_sessions(run_dir),
         left_out=read_left_out(run_dir),
+        trained=tuple(state["progress"]["trained"]) if "progress" in state else model.components,
     )

@@ -35,6 +35,13 @@ class Draws:
             for position in self.positions
         )
 
+    def for_corruption(self) -> tuple[torch.Generator, ...]:
+        """One generator a trial, independent of `trials`."""
+        return tuple(
+            torch_generator(self.seed, "augmentation", self.step, 1 + position, 1, device=self.device)
+            for position in self.positions
+        )
+
     def batch_integer(self, high: int) -> int:
         """One number from 0 to `high` - 1, the same for the whole global batch of the step."""
         generator = torch_generator(self.seed, "augmentation", self.step, 0)

@@ -93,8 +93,6 @@ class MaskConfig:
 class AugmentationConfig:
     """Random changes of a training trial, in the order in which they are applied (reference: models, section 12)."""
 
-    crop: float = 0.0
-    """Waveforms: up to this share of the samples cut from either end, below a half."""
     speed: float = 0.0
     """Waveforms: speed factor drawn from [1 - speed, 1 + speed]."""
     formant: float = 0.0
@@ -113,8 +111,6 @@ class AugmentationConfig:
     channel_mask: MaskConfig = field(default_factory=MaskConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.crop < 0.5:
-            raise ConfigurationError(f"augmentation.crop={self.crop}: must lie in [0, 0.5)")
         for name in ("speed", "formant"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"augmentation.{name}={getattr(self, name)}: must lie in [0, 1)")

@@ -1,6 +1,6 @@
 """The feature pipeline: one ordered list of operations with a training, an evaluation and a streaming view.
 
-Training: [crop → speed] → front end → gain, noise, offset, random walk → cut → smoothing → normalisation → masks.
+Training: [speed] → front end → gain, noise, offset, random walk → cut → smoothing → normalisation → masks.
 Evaluation: front end → smoothing → normalisation. Streaming: the same, bin by bin.
 Legend: B trials, T bins, N samples, C channels.
 """
@@ -27,7 +27,7 @@ from sottovoce.features.smoothing import (
     smooth_chunk,
     start_smoothing,
 )
-from sottovoce.features.waveform import crop_ends, cropped_length, perturb_speed, resampled_length, uniform_factor
+from sottovoce.features.waveform import perturb_speed, resampled_length, uniform_factor
 
 
 class FeaturePipeline:
@@ -55,8 +55,7 @@ class FeaturePipeline:
         """The fewest bins that a trial of `num_steps` bins or samples can come out with."""
         config = self.preprocessor.log_mel
         if config is not None:
-            if training:
-                num_steps = cropped_length(num_steps, self.augmentation.crop)
+            if training and self.augmentation.speed:
                 num_steps = resampled_length(num_steps, 1 + self.augmentation.speed)
             num_steps = log_mel_length(num_steps, config.hop_samples)
         return num_steps - (self.augmentation.random_cut_bins if training else 0)
@@ -98,8 +97,6 @@ class FeaturePipeline:
         self, signal_BN: torch.Tensor, lengths_B: torch.Tensor, config: LogMelConfig, draws: Draws | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         formant_B = None
-        if draws is not None and self.augmentation.crop:
-            signal_BN, lengths_B = crop_ends(signal_BN, lengths_B, self.augmentation.crop, draws.trials.__getitem__)
         if draws is not None and self.augmentation.speed:
             signal_BN, lengths_B = perturb_speed(
                 signal_BN, lengths_B, self.augmentation.speed, draws.trials.__getitem__

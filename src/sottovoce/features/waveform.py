@@ -35,31 +35,6 @@ def change_speed(signal_N: torch.Tensor, factor: float) -> torch.Tensor:
     return changed
 
 
-def cropped_length(num_samples: int, share: float) -> int:
-    """The fewest samples that `crop_ends` leaves of `num_samples`."""
-    return num_samples - 2 * int(share * num_samples)
-
-
-def crop_ends(
-    signal_BN: torch.Tensor, lengths_B: torch.Tensor, share: float, generator: Callable[[int], torch.Generator]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each trial without up to `share` of its samples at either end, padded anew, with its new length.
-
-    Recordings that are cut tightly around a word begin and end where one person's ear put the cut; a model that has
-    seen other cuts does not learn that place.
-
-    Args:
-        generator: gives the generator of the trial in a row.
-    """
-    cropped = []
-    for row, (signal, length) in enumerate(zip(signal_BN, lengths_B.tolist(), strict=True)):
-        draws = torch.rand(2, generator=generator(row), device=signal.device).tolist()
-        front, back = (int(draw * (int(share * length) + 1)) for draw in draws)
-        cropped.append(signal[front : length - back])
-    lengths = torch.tensor([len(signal) for signal in cropped], device=lengths_B.device)
-    return torch.nn.utils.rnn.pad_sequence(cropped, batch_first=True), lengths
-
-
 def perturb_speed(
     signal_BN: torch.Tensor, lengths_B: torch.Tensor, spread: float, generator: Callable[[int], torch.Generator]
 ) -> tuple[torch.Tensor, torch.Tensor]:

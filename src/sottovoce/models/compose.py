@@ -1,4 +1,4 @@
-"""The decoder model: session adapter → patching → encoder → CTC head.
+"""The decoder model: [flow bridge →] session adapter → stem → patching → encoder → heads.
 
 Any encoder goes with any head; a new encoder is a file beside this one, a field of `ModelConfig` and a line in
 `_encoder`. Legend: B trials, T bins, C channels, S frames, E encoder size, V symbols.
@@ -6,7 +6,8 @@ Any encoder goes with any head; a new encoder is a file beside this one, a field
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import nn
@@ -14,11 +15,38 @@ from torch import nn
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.lengths import Lengths
 from sottovoce.models.conv import ConvConfig, ConvEncoder
+from sottovoce.models.flow_bridge import FlowBridge, FlowBridgeConfig
 from sottovoce.models.gru import GRUConfig, GRUEncoder
 from sottovoce.models.patching import PatchConfig, patches
 from sottovoce.models.session_adapter import SessionAdapter, SessionAdapterConfig
+from sottovoce.models.speaking_mode import ModeConditioner, ModeOutput, SpeakingModeConfig, SpeakingModeHead
+from sottovoce.models.ssm import SSMEncoder
+from sottovoce.models.ssm_config import Modulation, SSMConfig
+from sottovoce.models.stem import Stem, StemConfig
+from sottovoce.models.transducer import TransducerConfig, TransducerHead
 
-ENCODERS = ("gru", "conv")
+ENCODERS = ("gru", "conv", "ssm")
+COMPONENT_OF: Final = {
+    "session_adapter": "preprocessor",
+    "stem": "preprocessor",
+    "encoder": "encoder",
+    "head": "ctc_decoder",
+    "transducer": "rnnt_decoder",
+    "speaking_mode": "mode_head",
+    "mode_conditioner": "mode_head",
+    "flow_bridge": "flow_bridge",
+}
+"""The component of a curriculum that each of the model's parts belongs to."""
+COMPONENTS: Final = ("preprocessor", "encoder", "ctc_decoder", "rnnt_decoder", "mode_head", "flow_bridge")
+
+
+def component_of(parameter: str) -> str:
+    """The component that owns the parameter of this dotted name.
+
+    >>> component_of("head.weight")
+    'ctc_decoder'
+    """
+    return COMPONENT_OF[parameter.split(".")[0]]
 
 
 @dataclass(frozen=True)
@@ -27,10 +55,21 @@ class ModelConfig:
 
     session_adapter: SessionAdapterConfig | None = None
     """Absent for models that must work on sessions or speakers never seen in training."""
+    stem: StemConfig | None = None
+    """Absent: the encoder (or the patching) sees the features as they are."""
     patch: PatchConfig | None = None
     """Absent: the encoder sees single bins."""
     gru: GRUConfig | None = None
     conv: ConvConfig | None = None
+    ssm: SSMConfig | None = None
+    transducer: TransducerConfig | None = None
+    """Absent: CTC is the only decoder."""
+    speaking_mode: SpeakingModeConfig | None = None
+    """Absent: nothing tells silent from vocalised trials. It also modulates a state-space encoder's later layers."""
+    flow_bridge: FlowBridgeConfig = field(default_factory=FlowBridgeConfig)
+    """A denoiser of the features; off unless `enabled`."""
+    head_dropout: float = 0.0
+    """In front of the CTC head's linear layer, in [0, 1)."""
     num_channels: int | None = None
     """Channels of the features. A run fills this in from `preprocessor.num_channels`."""
     num_sessions: int | None = None
@@ -45,26 +84,58 @@ class ModelConfig:
                 f"model: exactly one of the encoders {', '.join(ENCODERS)} must be set, "
                 f"got {', '.join(chosen) or 'none'}; switch one off with model.NAME=null"
             )
+        if not 0 <= self.head_dropout < 1:
+            raise ConfigurationError(f"model.head_dropout={self.head_dropout}: must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the heads look at."""
+
+    frames_BSE: torch.Tensor
+    lengths_B: torch.Tensor
+    """Valid frames of each trial."""
+    mode: ModeOutput | None = None
+    """What the speaking-mode head said, where it was asked."""
 
 
 class DecoderModel(nn.Module):
-    """Features [B, T, C] to CTC logits [B, S, V]."""
+    """Features [B, T, C] to encoder frames and CTC logits [B, S, V]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        num_channels = _required(config, "num_channels")
+        num_channels, num_symbols = _required(config, "num_channels"), _required(config, "num_symbols")
+        self.flow_bridge = FlowBridge(config.flow_bridge, num_channels) if config.flow_bridge.enabled else None
+        self.use_flow_bridge = False
+        """Outside training, carry the features over the bridge first; set where that was found to help."""
         self.session_adapter = (
             SessionAdapter(config.session_adapter, num_channels, _required(config, "num_sessions"))
             if config.session_adapter is not None
             else None
         )
-        self.encoder = _encoder(config, num_channels * (config.patch.size if config.patch else 1))
-        self.head = nn.Linear(self.encoder.output_size, _required(config, "num_symbols"))
+        self.stem = Stem(config.stem, num_channels) if config.stem is not None else None
+        bin_size = self.stem.output_size if self.stem is not None else num_channels
+        self.encoder = _encoder(config, bin_size * (config.patch.size if config.patch else 1))
+        size = self.encoder.output_size
+        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(size, num_symbols)
         nn.init.xavier_uniform_(self.head.weight)
+        self.transducer = TransducerHead(config.transducer, size, num_symbols) if config.transducer else None
+        self.speaking_mode = SpeakingModeHead(config.speaking_mode, size) if config.speaking_mode else None
+        modulates = config.speaking_mode is not None and isinstance(self.encoder, SSMEncoder)
+        self.mode_conditioner = ModeConditioner(size) if modulates else None
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components of a curriculum that the model has, in their usual order."""
+        owners = {component_of(name) for name, _ in self.named_parameters()}
+        return tuple(component for component in COMPONENTS if component in owners)
 
     def output_lengths(self, lengths: Lengths) -> Lengths:
         """Frames that come out for `lengths` bins; 0 where a trial is too short for the model."""
+        if self.stem is not None:
+            lengths = self.stem.output_lengths(lengths)
         if self.config.patch is not None:
             lengths = self.config.patch.output_lengths(lengths)
         return self.encoder.output_lengths(lengths)
@@ -75,23 +146,60 @@ class DecoderModel(nn.Module):
         bins = 10_000
         return round(bins / (self.output_lengths(2 * bins) - self.output_lengths(bins)))
 
-    def forward(
-        self, signal_BTC: torch.Tensor, lengths_B: torch.Tensor, session_B: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, S, V] and their valid frames [B]."""
+    def encode(
+        self, signal_BTC: torch.Tensor, lengths_B: torch.Tensor, session_B: torch.Tensor, with_mode: bool = True
+    ) -> Encoded:
+        """Encoder frames [B, S, E]; `with_mode` asks the speaking-mode head, where there is one, and lets it modulate.
+
+        An untrained head changes nothing: the modulation starts at zero.
+        """
         x = signal_BTC
+        if self.use_flow_bridge and self.flow_bridge is not None and not self.training:
+            x = self.flow_bridge.sample(x, lengths_B)
         if self.session_adapter is not None:
             x = self.session_adapter(x, session_B)
+        if self.stem is not None:
+            x, lengths_B = self.stem(x, lengths_B)
         if self.config.patch is not None:
             x = patches(x, self.config.patch)
             lengths_B = self.config.patch.output_lengths(lengths_B)
-        encoded, frames_B = self.encoder(x, lengths_B)
-        return self.head(encoded), frames_B
+        if not with_mode or self.speaking_mode is None:
+            return Encoded(*self.encoder(x, lengths_B))
+        if isinstance(self.encoder, SSMEncoder):
+            return self._encode_modulated(self.encoder, x, lengths_B)
+        frames_BSE, lengths_B = self.encoder(x, lengths_B)
+        return Encoded(frames_BSE, lengths_B, self.speaking_mode(frames_BSE, lengths_B))
+
+    def _encode_modulated(self, encoder: SSMEncoder, x_BSE: torch.Tensor, lengths_B: torch.Tensor) -> Encoded:
+        said: list[ModeOutput] = []
+
+        def conditioner(hidden_BSE: torch.Tensor, frames_B: torch.Tensor) -> Modulation:
+            assert self.speaking_mode is not None and self.mode_conditioner is not None
+            said.append(self.speaking_mode(hidden_BSE, frames_B))
+            modulation: Modulation = self.mode_conditioner(said[0].posterior_B2)
+            return modulation
+
+        frames_BSE, lengths_B = encoder(x_BSE, lengths_B, conditioner)
+        return Encoded(frames_BSE, lengths_B, said[0])
+
+    def ctc_logits(self, encoded: Encoded) -> torch.Tensor:
+        """Logits [B, S, V] of the CTC head."""
+        logits: torch.Tensor = self.head(self.head_dropout(encoded.frames_BSE))
+        return logits
+
+    def forward(
+        self, signal_BTC: torch.Tensor, lengths_B: torch.Tensor, session_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """CTC logits [B, S, V] and their valid frames [B]."""
+        encoded = self.encode(signal_BTC, lengths_B, session_B)
+        return self.ctc_logits(encoded), encoded.lengths_B
 
 
-def _encoder(config: ModelConfig, input_size: int) -> GRUEncoder | ConvEncoder:
+def _encoder(config: ModelConfig, input_size: int) -> GRUEncoder | ConvEncoder | SSMEncoder:
     if config.gru is not None:
         return GRUEncoder(config.gru, input_size)
+    if config.ssm is not None:
+        return SSMEncoder(config.ssm, input_size)
     assert config.conv is not None
     return ConvEncoder(config.conv, input_size)
 

@@ -67,7 +67,8 @@ class GRUEncoder(nn.Module):
     def forward(self, x_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs [B, S, E] and the unchanged lengths."""
         state_LBE = self.start(len(x_BSD))
-        if x_BSD.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        plain = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        if plain and x_BSD.device.type == "cpu" and torch.is_grad_enabled():
             return self._train_on_cpu(x_BSD, state_LBE), lengths_B
         _, y_BSE = self.step(state_LBE, x_BSD)
         return y_BSE, lengths_B

@@ -73,11 +73,12 @@ def render(run: RunFiles) -> str:
 
 def _status(run: RunFiles) -> str:
     planned, done = run.setting("training.steps"), run.last_step
-    if any(e["event"] == "run_aborted" for e in run.events):
+    happened = {e["event"] for e in run.events}
+    if "run_aborted" in happened:
         return chip(f"aborted at step {done:,}", "bad")
-    if planned is None or done >= planned:
+    if "run_finished" in happened:
         return chip(f"finished {done:,} steps", "good")
-    stopped = chip(f"step {done:,} of {planned:,}", "warn")
+    stopped = chip(f"step {done:,}" + (f" of {planned:,}" if planned else ""), "warn")
     return f"{stopped}<span>training, or stopped; <code>{text(resume(run))}</code> continues</span>"
 
 

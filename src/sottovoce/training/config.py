@@ -10,9 +10,12 @@ from sottovoce.core.errors import ConfigurationError
 from sottovoce.data.config import DataConfig
 from sottovoce.evaluation.config import EvaluationConfig
 from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
-from sottovoce.losses.combine import NORMALISATIONS
+from sottovoce.losses.combine import LOSS_SCALINGS, NORMALISATIONS
+from sottovoce.losses.flow_matching import CorruptionConfig
 from sottovoce.models.compose import ModelConfig
 from sottovoce.training.schedules import SchedulerConfig
+from sottovoce.training.stages import StageConfig
+from sottovoce.training.tracking import WandbConfig
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,16 @@ class OptimizerConfig:
 class TrainingConfig:
     """How long and how a decoder is trained. Steps, not epochs, drive the run."""
 
-    steps: int = 2000
-    """Optimiser steps of the whole run."""
+    steps: int | None = None
+    """Optimiser steps of the whole run; absent where `stages` say how long it is."""
+    stages: tuple[StageConfig, ...] = ()
+    """The curriculum, one stage after the other; without any, the CTC loss trains everything for `steps` steps."""
+    rnnt_warmup_batches: int = 100
+    """The transducer stays switched off for this many optimiser steps of the stages that give it a weight."""
+    rnnt_ramp_steps: int = 100
+    """Then its weight rises linearly over this many steps."""
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    """What the flow bridge learns to undo, in a stage that weighs the loss `denoise`."""
     batch_size: int = 16
     """Trials in one forward pass of one process."""
     gradient_accumulation_steps: int = 1
@@ -54,6 +65,10 @@ class TrainingConfig:
     """Global gradient norm above which a step is scaled down; 0 switches clipping off."""
     loss_normalisation: str = "per_utterance"
     """`per_utterance` (nats of the whole target, official T15) or `per_token` (nats divided by target length)."""
+    loss_scaling: str = "none"
+    """How the transducer's loss is scaled against CTC's before the weights: `none`; `length` (divided by the geometric
+    mean of its frames and labels, as mode-ssm does); `gradient_norm` (so that both send equal gradients into the
+    encoder)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     precision: str = "float32"
@@ -76,6 +91,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "gradient_accumulation_steps", "validate_every_steps", "max_bad_steps")
+        if (self.steps is None) == (not self.stages):
+            raise ConfigurationError("training: give exactly one of steps and stages")
+        if self.rnnt_warmup_batches < 0 or self.rnnt_ramp_steps < 0:
+            raise ConfigurationError(
+                "training: rnnt_warmup_batches and rnnt_ramp_steps must be at least 0; "
+                f"got {self.rnnt_warmup_batches} and {self.rnnt_ramp_steps}"
+            )
         for name in (*counts, "checkpoint_every_steps", "log_every_steps", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -87,6 +109,10 @@ class TrainingConfig:
         if self.loss_normalisation not in NORMALISATIONS:
             raise ConfigurationError(
                 f"training.loss_normalisation={self.loss_normalisation}: choose one of {', '.join(NORMALISATIONS)}"
+            )
+        if self.loss_scaling not in LOSS_SCALINGS:
+            raise ConfigurationError(
+                f"training.loss_scaling={self.loss_scaling}: choose one of {', '.join(LOSS_SCALINGS)}"
             )
         if self.selection_metric not in ("per", "wer", "cer", "wra"):
             raise ConfigurationError(f"training.selection_metric={self.selection_metric}: choose per, wer, cer or wra")
@@ -132,6 +158,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -145,11 +172,9 @@ class RunConfig:
                 f"data.num_workers={self.data.num_workers} with data.cache_data=true would keep a copy in each "
                 "process; set one of them to 0 or false"
             )
-        steps, scheduler = self.training.steps, self.training.scheduler
-        if (scheduler.max_steps or steps) <= scheduler.warmup_steps:
+        if self.evaluation.decoder == "transducer" and self.model.transducer is None:
             raise ConfigurationError(
-                f"training.scheduler.warmup_steps={scheduler.warmup_steps} leaves nothing of the {steps} "
-                "training.steps after the warm-up; lower it"
+                "evaluation.decoder=transducer, but the model has none; set model.transducer={} or choose greedy"
             )
         self._refuse_keys_without_effect()
 
@@ -157,7 +182,6 @@ class RunConfig:
         binned = self.preprocessor.log_mel is None
         default, data = DataConfig(data_root=""), self.data
         ineffective = {
-            "augmentation.crop": binned and self.augmentation.crop,
             "augmentation.speed": binned and self.augmentation.speed,
             "augmentation.formant": binned and self.augmentation.formant,
             "data.held_out_speakers": binned and data.held_out_speakers,

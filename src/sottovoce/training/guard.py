@@ -1,8 +1,8 @@
 """The guard: looks at every step's losses and gradients before the weights move.
 
-A step with a non-finite loss or gradient never reaches the weights or the optimiser's moments: all gradients are
-dropped, the optimiser then finds nothing to do, and the step counts as skipped. Too many in a row end the run.
-`clip_grad_norm_` alone is no protection: a NaN norm turns every gradient into NaN.
+A step with a non-finite loss or gradient, or in which every loss is exactly 0, never reaches the weights or the
+optimiser's moments: all gradients are dropped, the optimiser then finds nothing to do, and the step counts as skipped.
+Too many in a row end the run. `clip_grad_norm_` alone is no protection: a NaN norm turns every gradient into NaN.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from sottovoce.core.errors import TrainingAborted
 
-Cause = Literal["nonfinite_loss", "nonfinite_gradient"]
+Cause = Literal["nonfinite_loss", "zero_loss", "nonfinite_gradient"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,9 @@ class GradientGuard:
         bad_utterances = [f"{name} ({value})" for name, value in losses.items() if not math.isfinite(value)]
         if bad_utterances or bad_elsewhere:
             return self._skip(parameters, norm, "nonfinite_loss", bad_utterances, bad_elsewhere)
+        if losses and not any(losses.values()):
+            # A probability of exactly 1 is no achievement but a loss that was never computed, or replaced by a number.
+            return self._skip(parameters, norm, "zero_loss", [f"{len(losses)} losses, all 0"], bad_elsewhere=False)
         if not math.isfinite(norm):
             guilty = [
                 name for name, p in parameters.items() if p.grad is not None and not bool(p.grad.isfinite().all())

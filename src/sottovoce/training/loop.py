@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -20,13 +20,17 @@ from sottovoce.core.checkpoints import (
     read_tensors,
     write_checkpoint,
 )
+from sottovoce.core.configuration import plain
 from sottovoce.core.errors import CheckpointError, ConfigurationError, TrainingAborted
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
 from sottovoce.training.guard import Verdict
 from sottovoce.training.module import DecoderTraining, Progress
+from sottovoce.training.ownership import num_trainable
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.recorder import RunRecorder, WindowMeans
+from sottovoce.training.stages import StagePosition
+from sottovoce.training.tracking import Tracker
 from sottovoce.training.validation import Validation
 
 
@@ -48,9 +52,18 @@ class RunLoop:
         self.validation = Validation(
             prepared.trial_set, prepared.val_indices, text_decoder, self.config.evaluation.batch_size
         )
+        self.curriculum = prepared.curriculum
         self.module = DecoderTraining(
-            self.config, prepared.model, prepared.pipeline, table.blank, self.begin, self.after_step
+            self.config,
+            prepared.model,
+            prepared.pipeline,
+            table.blank,
+            self.curriculum,
+            prepared.modes,
+            self.begin,
+            self.after_step,
         )
+        self._train_indices = prepared.train_indices
         self.window = WindowMeans()
         self.skipped_trials = prepared.skipped
         self.notices = list(_notices(prepared))
@@ -71,10 +84,15 @@ class RunLoop:
         load_weights(self.module.model, folder)
         self._optimizer_state = read_tensors(folder, "optimizer")
         try:
-            self.module.progress = Progress(**state["progress"])
+            progress = state["progress"]
+            self.module.progress = Progress(**{**progress, "position": StagePosition(**progress["position"])})
             self.module.guard.skipped.update(state["skipped"])
             self.module.guard.in_a_row = state["skipped_in_a_row"]
             self.window = WindowMeans(**state["window"])
+            self.module.balance.norms.update(state["balance"])
+            self.module.model.use_flow_bridge = state["use_flow_bridge"]
+            if self.module.modes is not None:
+                self.module.modes.restore(state["modes"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} holds a state that this version does not know ({error})") from error
         self._resumed = True
@@ -88,7 +106,9 @@ class RunLoop:
         if self.module.global_rank != 0:
             return
         step = self.module.progress.step
-        self._recorder = RunRecorder(self.run_dir, self.config.training.steps, step)
+        wandb = self.config.wandb
+        tracker = Tracker(wandb, self.run_dir, plain(self.config)) if wandb.enabled else None
+        self._recorder = RunRecorder(self.run_dir, self.curriculum.total_steps, step, tracker)
         if self._resumed:
             self._recorder.event(step, "resumed")
         else:
@@ -101,7 +121,9 @@ class RunLoop:
         for notice in self.notices:
             self._recorder.say(notice)
         count = sum(p.numel() for p in self.module.named.values())
-        self._recorder.say(f"{self.run_dir}: {count:,} parameters, step {step} of {self.config.training.steps}")
+        self._recorder.say(f"{self.run_dir}: {count:,} parameters, step {step} of {self.curriculum.total_steps}")
+        if not self._resumed:
+            self._stage_started()
 
     def after_step(self, verdict: Verdict, metrics: dict[str, float]) -> None:
         """Log, validate and save as the configuration says."""
@@ -116,16 +138,113 @@ class RunLoop:
             if self._recorder is not None:
                 self._recorder.metrics(step, "train", means)
                 self._recorder.show(step, {name: means[name] for name in ("train/loss", "train/gradient_norm")})
-        finished = step == training.steps
+        progress = self.module.progress
+        stage = self.curriculum.stage(progress.position)
+        stage_is_over = step - progress.position.first_step == stage.steps
+        if step % training.validate_every_steps == 0 or stage_is_over:
+            self._validate()
+            self._refresh_modes()
+        out_of_patience = stage.config.patience is not None and progress.position.waited >= stage.config.patience
+        if stage_is_over or out_of_patience:
+            self._end_stage("all its steps are done" if stage_is_over else "no better for a while")
+        else:
+            self._tell_what_was_unfrozen()
+        finished = self.curriculum.finished(progress.position)
+        if step % training.checkpoint_every_steps == 0 or stage_is_over or out_of_patience or self.stopped_by_user:
+            self._save("last")
         if finished and self._recorder is not None and self.module.guard.skipped:
             causes = ", ".join(f"{count} × {cause}" for cause, count in self.module.guard.skipped.items())
             self._recorder.say(f"skipped steps: {causes}, of {step}; see events.jsonl")
-        if step % training.validate_every_steps == 0 or finished:
-            self._validate()
-        if step % training.checkpoint_every_steps == 0 or finished or self.stopped_by_user:
-            self._save("last")
-        if self.stopped_by_user:
+        if finished:
+            self._event("run_finished")
+        if self.stopped_by_user or finished:
             self.module.trainer.should_stop = True
+
+    def _refresh_modes(self) -> None:
+        """In a stage that learns the speaking mode without labels: estimate them anew."""
+        modes, module = self.module.modes, self.module
+        learning = module.activity is not None and "mode" in module.activity.weights
+        if not learning or modes is None or not modes.estimated:
+            return
+        before = modes.modes
+        modes.refresh(self.validation.embeddings(module, self._train_indices))
+        kept, confidence = modes.modes.agreement(before), modes.modes.confidence
+        self._event("modes_refreshed", confidence=confidence, kept=kept)
+        if self._recorder is not None:
+            self._recorder.metrics(module.progress.step, "train", {"train/mode_confidence": confidence})
+
+    def _stage_started(self) -> None:
+        """Say what the stage that begins now is about; a run of one stage needs no such words."""
+        position = self.module.progress.position
+        stage, activity = self.curriculum.stage(position), self.curriculum.activity(position)
+        trainable = num_trainable(self.module.named, activity)
+        weights = {name: weight for name, weight in asdict(stage.config.loss_weights).items() if weight}
+        self._event(
+            "stage_started",
+            stage=stage.name,
+            num_steps=stage.steps,
+            loss_weights=weights,
+            components=sorted(activity.rates),
+            trainable_parameters=trainable,
+        )
+        if self._recorder is not None and len(self.curriculum.stages) > 1:
+            terms = " + ".join(f"{weight:g}·{name}" for name, weight in weights.items())
+            self._recorder.say(
+                f"step {self.module.progress.step}: stage {stage.name}, up to {stage.steps} steps, loss {terms}, "
+                f"{trainable:,} trainable parameters"
+            )
+
+    def _end_stage(self, reason: str) -> None:
+        progress = self.module.progress
+        stage = self.curriculum.stage(progress.position)
+        if stage.config.loss_weights.denoise:
+            self._try_flow_bridge()
+        self._event("stage_finished", stage=stage.name, reason=reason, best=progress.best, best_step=progress.best_step)
+        progress.position = progress.position.next_stage(progress.step)
+        if not self.curriculum.finished(progress.position):
+            progress.best, progress.best_step = None, None
+            self._stage_started()
+
+    def _try_flow_bridge(self) -> None:
+        """Decode the validation trials over the bridge, and keep it in use only if that is better than ever."""
+        model, progress = self.module.model, self.module.progress
+        without, metric = progress.best, f"val/{self.config.training.selection_metric}"
+        model.use_flow_bridge = True
+        values = self.validation.values(self.module) if self.validation.indices else {}
+        sign = -1 if metric == "val/wra" else 1
+        helps = bool(values) and without is not None and sign * values[metric] < without[0]
+        model.use_flow_bridge = self.module.anywhere(helps)
+        if self._recorder is None or not values:
+            return
+        assert without is not None
+        self._recorder.metrics(progress.step, "val", {f"{metric}_with_flow_bridge": values[metric]})
+        compared = {"metric": metric, "with_bridge": values[metric], "without": sign * without[0]}
+        self._event("flow_bridge_measured", used=helps, **compared)
+        verdict = "it is used" if helps else "it is left out"
+        self._recorder.say(
+            f"step {progress.step}: flow bridge: {metric} {values[metric]:.4f} with it, {sign * without[0]:.4f} "
+            f"without: {verdict}"
+        )
+        if helps:
+            progress.best, progress.best_step = [sign * values[metric], values["val/loss"]], progress.step
+            self._save("best", values)
+
+    def _tell_what_was_unfrozen(self) -> None:
+        before, after = self.module.activity, self.curriculum.activity(self.module.progress.position)
+        assert before is not None
+        if not (released := after.rates.keys() - before.rates.keys()):
+            return
+        # Validation decodes with what has just been released: earlier results no longer compare.
+        progress = self.module.progress
+        progress.best, progress.best_step = None, None
+        progress.position = replace(progress.position, waited=0)
+        counts = [num_trainable(self.module.named, activity) for activity in (before, after)]
+        self._event("unfrozen", components=sorted(released), trainable_parameters=counts[1], trainable_before=counts[0])
+        if self._recorder is not None:
+            self._recorder.say(
+                f"step {self.module.progress.step}: {', '.join(released)} released, "
+                f"{counts[0]:,} → {counts[1]:,} trainable parameters"
+            )
 
     def aborted(self, reason: TrainingAborted) -> None:
         """The guard gave up: keep the last good weights and say why."""
@@ -158,9 +277,18 @@ class RunLoop:
     def _validate(self) -> None:
         if not self.validation.indices:
             return
-        values = self.validation.values(self.module)
-        if self._recorder is None:
-            return
+        values = self.validation.values(self.module)  # only the main process gets any
+        is_best = bool(values) and self._record_validation(values)
+        progress = self.module.progress
+        no_worse = self.module.anywhere(is_best) or self.curriculum.holds_back(progress.position)
+        waited = 0 if no_worse else progress.position.waited + 1
+        progress.position = replace(progress.position, waited=waited)
+        if is_best:
+            self._save("best", values)
+
+    def _record_validation(self, values: dict[str, float]) -> bool:
+        """Write and show them; True when no earlier validation of this stage was better."""
+        assert self._recorder is not None
         progress = self.module.progress
         self._recorder.metrics(progress.step, "val", values)
         named = (f"{name.removeprefix('val/')} {value:.3g}" for name, value in values.items())
@@ -173,9 +301,10 @@ class RunLoop:
             )
         sign = -1 if metric == "val/wra" else 1
         now = (sign * values[metric], values["val/loss"])
-        if progress.best is None or now < tuple(progress.best):
-            progress.best, progress.best_step = list(now), progress.step
-            self._save("best", values)
+        if progress.best is not None and now >= tuple(progress.best):
+            return False
+        progress.best, progress.best_step = list(now), progress.step
+        return True
 
     def _save(self, name: str, values: dict[str, float] | None = None) -> None:
         if self._recorder is None:
@@ -189,6 +318,9 @@ class RunLoop:
             "skipped": dict(module.guard.skipped),
             "skipped_in_a_row": module.guard.in_a_row,
             "window": asdict(self.window),
+            "balance": module.balance.norms,
+            "use_flow_bridge": module.model.use_flow_bridge,
+            "modes": module.modes.state() if module.modes is not None else [],
             "validation": values,
         }
         write_checkpoint(self.run_dir / "checkpoints" / name, module.progress.step, parts, state)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import lightning
@@ -24,12 +24,27 @@ from sottovoce.decoding.greedy import blank_fraction
 from sottovoce.features.augmentation import Draws
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.losses.combine import normalised_sum
-from sottovoce.losses.ctc import ctc_loss
-from sottovoce.models.compose import DecoderModel
+from sottovoce.models.compose import DecoderModel, Encoded
 from sottovoce.training.config import RunConfig
 from sottovoce.training.guard import GradientGuard, Verdict
+from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.optimizer import build_optimizer, set_learning_rates
+from sottovoce.training.ownership import check_owners, freeze_others
 from sottovoce.training.schedules import learning_rate_factor
+from sottovoce.training.stages import Activity, Curriculum, StagePosition
+from sottovoce.training.terms import (
+    METRIC_NAMES,
+    TOKEN_LOSSES,
+    GradientBalance,
+    Terms,
+    compute_terms,
+    flow_term,
+    length_scaled,
+)
+
+BALANCE_EVERY_STEPS = 10
+"""How often the gradients of the losses are measured against each other (`training.loss_scaling=gradient_norm`)."""
+Encode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], Encoded]
 
 
 @dataclass
@@ -43,6 +58,10 @@ class Progress:
     best: list[float] | None = None
     """Selection metric (smaller is better) and validation loss of the best checkpoint."""
     best_step: int | None = None
+    """Of the stage the run is in, since its last component was released: decoders before and after do not compare."""
+    trained: list[str] = field(default_factory=list)
+    """Components that have learnt in some step."""
+    position: StagePosition = field(default_factory=StagePosition)
 
 
 class DecoderTraining(lightning.LightningModule):
@@ -54,6 +73,8 @@ class DecoderTraining(lightning.LightningModule):
         model: DecoderModel,
         pipeline: FeaturePipeline,
         blank: int,
+        curriculum: Curriculum,
+        modes: ModeTargets | None,
         begin: Callable[[], None],
         after_step: Callable[[Verdict, dict[str, float]], None],
     ) -> None:
@@ -63,16 +84,22 @@ class DecoderTraining(lightning.LightningModule):
         self.model = model
         self.pipeline = pipeline
         self.blank = blank
+        self.curriculum = curriculum
+        self.modes = modes
         self.begin = begin
         self.after_step = after_step
         self.progress = Progress()
         self.guard = GradientGuard(config.training.max_grad_norm, config.training.max_bad_steps)
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._forward = cast(DecoderModel, torch.compile(model)) if config.training.compile else model
-        self._losses: dict[str, float] = {}
+        self._encode = cast(Encode, torch.compile(model.encode)) if config.training.compile else model.encode
+        self.balance = GradientBalance()
+        self._losses: dict[tuple[str, str], float] = {}
         self._metrics: dict[str, float] = {}
         self._started = 0.0
         self._verdict = Verdict(math.nan)
+        self.activity: Activity | None = None
+        """What the step in progress computes and moves."""
+        self._check_owners = False
 
     @property
     def micro_batches(self) -> int:
@@ -86,7 +113,8 @@ class DecoderTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The one optimiser of the run."""
-        return build_optimizer(self.model, self.config.training.optimizer)
+        training = self.config.training
+        return build_optimizer(self.model, training.optimizer, by_component=bool(training.stages))
 
     def on_train_start(self) -> None:
         """The optimiser exists and everything is on its device."""
@@ -102,34 +130,71 @@ class DecoderTraining(lightning.LightningModule):
             self._begin_step()
         torch.manual_seed(seed_for(self.config.seed, "dropout", part.step, part.micro_batch, self.global_rank))
         draws = Draws(self.config.seed, part.step, part.positions, part.batch.signal.device)
+        assert self.activity is not None
+        clean = self._clean_features(part.batch) if "denoise" in self.activity.weights else None
         batch = self.pipeline.train(part.batch, draws)
-        logits_BSV, frames_B = self._forward(batch.signal, batch.lengths_B, batch.session_B)
-        nats_B = ctc_loss(logits_BSV, batch.labels_BU, frames_B, batch.label_lengths_B, self.blank)
-        share = normalised_sum(
-            nats_B, batch.label_lengths_B, self.config.training.loss_normalisation, self.global_batch
-        )
-        self._note(batch, nats_B.detach(), share.detach(), logits_BSV.detach(), frames_B)
+        encoded = self._encode(batch.signal, batch.lengths_B, batch.session_B, "mode" in self.activity.weights)
+        terms = compute_terms(self.model, batch, encoded, self.activity.weights, self.blank, self.modes)
+        if clean is not None:
+            terms.nats["denoise"] = flow_term(
+                self.model, clean, self.config.training.corruption, draws.for_corruption()
+            )
+        shares = {name: self._share(name, nats_B, batch, terms) for name, nats_B in terms.nats.items()}
+        if self.config.training.loss_scaling == "gradient_norm" and "rnnt" in shares and "ctc" in shares:
+            shares = self._balanced(shares, encoded.frames_BSE)
+        share = torch.stack([self.activity.weights[name] * value for name, value in shares.items()]).sum()
+        self._note(batch, terms, share.detach())
         # Lightning divides by the micro-batches and averages over processes; the share is already final.
         return share * (self.micro_batches * self.trainer.world_size)
+
+    def _clean_features(self, batch: Batch) -> Batch:
+        """The features as recorded, without augmentation."""
+        return self.pipeline.evaluate(replace(batch, signal=batch.signal.clone()))
+
+    def _share(self, name: str, nats_B: torch.Tensor, batch: Batch, terms: Terms) -> torch.Tensor:
+        """A loss as this part's share of the step's, normalised and unweighted."""
+        training = self.config.training
+        if name == "rnnt" and training.loss_scaling == "length":
+            nats_B = length_scaled(nats_B, terms.encoded.lengths_B, batch.label_lengths_B)
+        tokens_B = batch.label_lengths_B if name in TOKEN_LOSSES else torch.ones_like(batch.label_lengths_B)
+        return normalised_sum(nats_B, tokens_B, training.loss_normalisation, self.global_batch)
+
+    def _balanced(self, shares: dict[str, torch.Tensor], frames_BSE: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The losses with the transducer's scaled so that it sends as large a gradient into the encoder as CTC does."""
+        if self.progress.step % BALANCE_EVERY_STEPS == 0 or not self.balance.norms:
+            for name in TOKEN_LOSSES:
+                value = shares[name]
+                (gradient,) = torch.autograd.grad(value, frames_BSE, retain_graph=True)
+                squares = self._summed(gradient.float().square().sum().detach())
+                self.balance.add(name, float(squares.sqrt()))
+        return {name: value * self.balance.factor(name) for name, value in shares.items()}
 
     def _begin_step(self) -> None:
         self._started = time.perf_counter()
         self._losses, self._metrics = {}, {}
-        factor = learning_rate_factor(self.progress.updates, self.config.training.scheduler, self.config.training.steps)
+        now = self.curriculum.activity(self.progress.position)
+        if self.activity is None or now.rates.keys() != self.activity.rates.keys():
+            freeze_others(self.named, now)
+            self._check_owners = True
+        self.activity = now
+        scheduler, total_steps = self.config.training.scheduler, self.curriculum.total_steps
+        factor = learning_rate_factor(self.progress.updates, scheduler, total_steps)
         optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
-        for name, rate in set_learning_rates(optimizer, factor).items():
+        for name, rate in set_learning_rates(optimizer, factor, now.rates).items():
             self._metrics[f"learning_rate/{name}"] = rate
 
-    def _note(
-        self, batch: Batch, nats_B: torch.Tensor, share: torch.Tensor, logits_BSV: torch.Tensor, frames_B: torch.Tensor
-    ) -> None:
-        self._losses.update(zip(batch.trial_ids, nats_B.tolist(), strict=True))
+    def _note(self, batch: Batch, terms: Terms, share: torch.Tensor) -> None:
         part = {
             "train/loss": float(self._summed(share)),
-            "train/ctc_loss": float(self._summed(nats_B.sum())) / self.global_batch,
-            "train/blank_fraction": blank_fraction(logits_BSV, frames_B, self.blank) / self.micro_batches,
             "train/padding_fraction": batch.padding_fraction / self.micro_batches,
         }
+        for name, nats_B in terms.nats.items():
+            nats_B = nats_B.detach()
+            self._losses.update(zip(((name, trial) for trial in batch.trial_ids), nats_B.tolist(), strict=True))
+            part[METRIC_NAMES[name]] = float(self._summed(nats_B.sum())) / self.global_batch
+        if terms.ctc_logits_BSV is not None:
+            blanks = blank_fraction(terms.ctc_logits_BSV.detach(), terms.encoded.lengths_B, self.blank)
+            part["train/blank_fraction"] = blanks / self.micro_batches
         for name, value in part.items():
             self._metrics[name] = self._metrics.get(name, 0.0) + value
 
@@ -147,8 +212,14 @@ class DecoderTraining(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The guard's look, after backward and un-scaling and before the weights move."""
+        if self._check_owners:
+            assert self.activity is not None
+            check_owners(self.named, self.activity)
+            self._check_owners = False
         bad_anywhere = self.anywhere(any(not math.isfinite(nats) for nats in self._losses.values()))
-        self._verdict = self.guard.inspect(self.named, self._losses, bad_anywhere)
+        several = len(self.activity.weights) > 1 if self.activity else False
+        losses = {f"{trial} {name}" if several else trial: nats for (name, trial), nats in self._losses.items()}
+        self._verdict = self.guard.inspect(self.named, losses, bad_anywhere)
         self._metrics["train/gradient_norm"] = self._verdict.gradient_norm
 
     def on_train_batch_end(self, outputs: Any, batch: StepPart, batch_idx: int) -> None:
@@ -156,6 +227,11 @@ class DecoderTraining(lightning.LightningModule):
         if batch.micro_batch != self.micro_batches - 1:
             return
         self.progress.step += 1
-        self.progress.updates += not self._verdict.skipped
+        if not self._verdict.skipped:
+            self.progress.updates += 1
+            assert self.activity is not None
+            self.progress.trained = sorted({*self.progress.trained, *self.activity.rates})
+            position = self.progress.position
+            self.progress.position = position.after_update(self.curriculum.stage(position))
         self._metrics["train/step_seconds"] = time.perf_counter() - self._started
         self.after_step(self._verdict, self._metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, build_model
 from sottovoce.models.patching import PatchConfig
 from sottovoce.training.config import RunConfig
+from sottovoce.training.mode_targets import ModeTargets, find_mode_targets
+from sottovoce.training.stages import Curriculum, planned
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Prepared:
     """Why trials or files were left out (`data.on_fault=skip`)."""
     left_out: dict[str, Fault]
     """Those of them that only a look at every trial, or at the model's frames, has found, by trial id."""
+    curriculum: Curriculum
+    modes: ModeTargets | None = None
+    """Where a stage learns the speaking mode."""
 
 
 def prepare(
@@ -73,7 +79,41 @@ def prepare(
         raise DataError(f"{config.data.data_root} has no usable training trial; run sottovoce check on it")
     vocabulary = find_vocabulary(config.data, table, (trial_set.trials[i] for i in train_indices))
     skipped = (*trial_set.skipped, *left_out.values())
-    return Prepared(config, trial_set, vocabulary, model, pipeline, train_indices, val_indices, skipped, left_out)
+    curriculum = curriculum_of(config, model, len(train_indices))
+    learns_modes = any(stage.config.loss_weights.mode for stage in curriculum.stages)
+    return Prepared(
+        config=config,
+        trial_set=trial_set,
+        vocabulary=vocabulary,
+        model=model,
+        pipeline=pipeline,
+        train_indices=train_indices,
+        val_indices=val_indices,
+        skipped=skipped,
+        left_out=left_out,
+        curriculum=curriculum,
+        modes=find_mode_targets(config.data, trial_set, train_indices, config.seed) if learns_modes else None,
+    )
+
+
+def curriculum_of(config: RunConfig, model: DecoderModel, num_trials: int) -> Curriculum:
+    """The run's stages with their lengths in steps.
+
+    Raises:
+        ConfigurationError: a stage does not fit the model, or nothing is left of the run after the warm-up.
+    """
+    training = config.training
+    processes = config.trainer.devices * config.trainer.num_nodes
+    global_batch = training.batch_size * training.gradient_accumulation_steps * processes
+    steps_per_epoch = math.ceil(num_trials / global_batch)
+    stages = planned(training.stages, training.steps or 0, steps_per_epoch, model.components)
+    curriculum = Curriculum(stages, training.rnnt_warmup_batches, training.rnnt_ramp_steps)
+    if (training.scheduler.max_steps or curriculum.total_steps) <= training.scheduler.warmup_steps:
+        raise ConfigurationError(
+            f"training.scheduler.warmup_steps={training.scheduler.warmup_steps} leaves nothing of the "
+            f"{curriculum.total_steps} steps of the run after the warm-up; lower it"
+        )
+    return curriculum
 
 
 def _checked(config: RunConfig, table: SymbolTable, progress: Callable[[int, int], None] | None) -> dict[str, Fault]:

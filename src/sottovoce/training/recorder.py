@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sottovoce.core.records import JsonLines
 from sottovoce.core.trial import Split
+from sottovoce.training.tracking import Tracker
 
 QUIET_SECONDS = 15.0
 """Where there is no terminal, a progress line is printed at least this often."""
@@ -58,8 +59,9 @@ class WindowMeans:
 class RunRecorder:
     """`metrics.jsonl`, `events.jsonl`, `tensorboard/` and the progress display of one run."""
 
-    def __init__(self, run_dir: Path, total_steps: int, first_step: int) -> None:
+    def __init__(self, run_dir: Path, total_steps: int, first_step: int, tracker: Tracker | None = None) -> None:
         """`first_step` > 0 continues: what an earlier process recorded beyond it is forgotten."""
+        self._tracker = tracker
         self._metrics = JsonLines(run_dir / "metrics.jsonl")
         self._events = JsonLines(run_dir / "events.jsonl")
         self._metrics.truncate_after(first_step)
@@ -71,8 +73,11 @@ class RunRecorder:
         """Record values of one step."""
         for name, value in values.items():
             self._metrics.append({"step": step, "split": split, "name": name, "value": value})
-        for name, value in (values | source_names(values)).items():
+        under_all_names = values | source_names(values)
+        for name, value in under_all_names.items():
             self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.metrics(step, under_all_names)
         self._metrics.flush()
 
     def event(self, step: int, event: str, **details: Any) -> None:
@@ -93,6 +98,8 @@ class RunRecorder:
         self._metrics.close()
         self._events.close()
         self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
         self._display.close()
 
 

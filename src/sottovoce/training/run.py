@@ -126,8 +126,8 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
     Raises:
         TrainingAborted: the guard gave up, or somebody asked the run to stop; the last checkpoint is good.
     """
-    config, module = prepared.config, loop.module
-    if module.progress.step >= config.training.steps:
+    module = loop.module
+    if prepared.curriculum.finished(module.progress.position):
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
@@ -161,7 +161,7 @@ def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trai
         prepared.trial_set,
         plan,
         module.progress.step,
-        training.steps,
+        prepared.curriculum.total_steps,
         training.gradient_accumulation_steps,
         trainer.global_rank,
         trainer.world_size,

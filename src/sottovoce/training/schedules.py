@@ -17,7 +17,7 @@ class SchedulerConfig:
     warmup_steps: int = 1000
     """Linear rise from 0; the very first step has rate 0, as in the official T15 trainer."""
     max_steps: int | None = None
-    """Step at which the cosine reaches its floor; absent: `training.steps`."""
+    """Step at which the cosine reaches its floor; absent: the last step of the run."""
     min_lr_ratio: float = 0.02
     """Floor as a share of the peak."""
 

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed
 
 from sottovoce.core.trial import TrialSet
-from sottovoce.evaluation.inference import TextDecoder, TrialOutput, run_model
+from sottovoce.evaluation.inference import TextDecoder, TransducerSearch, TrialOutput, run_model
 from sottovoce.evaluation.scoring import METRICS, Hypothesis, score
 from sottovoce.losses.ctc import ctc_loss
+from sottovoce.metrics import error_counts
 from sottovoce.training.module import DecoderTraining
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What is kept of one trial."""
+
+    hypothesis: Hypothesis
+    nats: float
+    """CTC loss."""
+    ctc_errors: int
+    """Of the greedy CTC path."""
+    mode_is_right: bool | None
+    """None where the data do not state the mode, or the model does not tell it."""
 
 
 @dataclass(frozen=True)
@@ -25,45 +41,73 @@ class Validation:
     batch_size: int
 
     def values(self, module: DecoderTraining) -> dict[str, float]:
-        """`val/loss` (nats an utterance) and the error rates that can be computed; empty in other processes."""
+        """`val/loss` (nats an utterance) and the error rates that can be computed; empty in other processes.
+
+        A transducer that is not trained yet does not decode: CTC does until then.
+        """
+        trained = module.progress.trained
+        text_decoder, with_transducer = self.text_decoder, self.text_decoder.decoder == "transducer"
+        if with_transducer and "rnnt_decoder" not in trained:
+            text_decoder, with_transducer = replace(text_decoder, decoder="greedy"), False
         share = self.indices[module.global_rank :: module.trainer.world_size]
-        outputs = run_model(
-            module.model,
-            module.pipeline,
-            self.trial_set,
-            share,
-            batch_size=self.batch_size,
-            blank=module.blank,
-            device=module.device,
-            autocast=module.trainer.precision_plugin.forward_context,
-        )
-        found = [(self.text_decoder(output), _nats(output, module.blank)) for output in outputs]
+        found = [
+            _scored(output, text_decoder, module.blank, "mode_head" in trained)
+            for output in self.outputs(module, share, with_transducer)
+        ]
         if module.trainer.world_size > 1:
             found = _gathered(found, module.global_rank, module.trainer.world_size)
         if not found:
             return {}
-        found.sort(key=lambda pair: pair[0].trial.trial_id)
-        overall = score(
-            [hypothesis for hypothesis, _ in found],
-            self.text_decoder.table,
-            decoder=self.text_decoder.decoder,
-        ).overall
+        found.sort(key=lambda scored: scored.hypothesis.trial.trial_id)
+        overall = score([s.hypothesis for s in found], text_decoder.table, decoder=text_decoder.decoder).overall
         rates = {f"val/{name}": overall.rates[name].value for name in METRICS if name in overall.rates}
+        modes = [scored.mode_is_right for scored in found if scored.mode_is_right is not None]
+        if modes:
+            rates["val/mode_accuracy"] = sum(modes) / len(modes)
+        if with_transducer:
+            num_labels = sum(len(scored.hypothesis.trial.labels or ()) for scored in found)
+            rates["val/ctc_per"] = sum(scored.ctc_errors for scored in found) / num_labels if num_labels else None
         return {
-            "val/loss": sum(nats for _, nats in found) / len(found),
+            "val/loss": sum(scored.nats for scored in found) / len(found),
             **{name: value for name, value in rates.items() if value is not None},
             "val/blank_fraction": overall.blank.value or 0.0,
         }
 
+    def embeddings(self, module: DecoderTraining, indices: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
+        """The frames of each trial as the speaking-mode head pools them [E], by trial id; the same in every process."""
+        outputs = self.outputs(module, indices, with_transducer=False)
+        return {output.trial.trial_id: output.mode.pooled_E for output in outputs if output.mode is not None}
 
-def _nats(output: TrialOutput, blank: int) -> float:
-    labels = output.trial.labels or ()
+    def outputs(self, module: DecoderTraining, indices: Sequence[int], with_transducer: bool) -> Iterator[TrialOutput]:
+        """What the model makes of these trials as it is now."""
+        return run_model(
+            module.model,
+            module.pipeline,
+            self.trial_set,
+            indices,
+            batch_size=self.batch_size,
+            blank=module.blank,
+            device=module.device,
+            transducer=(
+                TransducerSearch(1, module.config.evaluation.max_symbols_per_frame) if with_transducer else None
+            ),
+            autocast=module.trainer.precision_plugin.forward_context,
+        )
+
+
+def _scored(output: TrialOutput, text_decoder: TextDecoder, blank: int, tells_mode: bool) -> _Scored:
+    labels, stated = output.trial.labels or (), output.trial.mode
     log_probs = torch.from_numpy(output.log_probs_SV)[None]
     lengths = torch.tensor([len(output.log_probs_SV)]), torch.tensor([len(labels)])
-    return float(ctc_loss(log_probs, torch.tensor([labels], dtype=torch.int64), *lengths, blank))
+    nats_B = ctc_loss(log_probs, torch.tensor([labels], dtype=torch.int64), *lengths, blank)
+    errors = sum(error_counts(labels, output.greedy_symbols)[:3])
+    is_right = None
+    if stated and tells_mode and output.mode is not None:
+        is_right = (output.mode.vocalised > 0.5) == (stated == "vocalised")
+    return _Scored(text_decoder(output), float(nats_B), errors, is_right)
 
 
-def _gathered(found: list[tuple[Hypothesis, float]], rank: int, world_size: int) -> list[tuple[Hypothesis, float]]:
-    parts: list[list[tuple[Hypothesis, float]]] | None = [[] for _ in range(world_size)] if rank == 0 else None
+def _gathered(found: list[_Scored], rank: int, world_size: int) -> list[_Scored]:
+    parts: list[list[_Scored]] | None = [[] for _ in range(world_size)] if rank == 0 else None
     torch.distributed.gather_object(found, parts)
-    return [pair for part in parts for pair in part] if parts is not None else []
+    return [scored for part in parts for scored in part] if parts is not None else []

@@ -1,0 +1,234 @@
+"""The curriculum: stages as data, and what a step of each computes and moves.
+
+A stage weighs the losses and says which components of the model learn and how fast. Nothing is ever rebuilt between
+stages: one optimiser serves the whole run, and a frozen component keeps its moments. A loss of weight 0 is not
+computed at all, so that no branch that is off can send a gradient into the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Final
+
+from sottovoce.core.errors import ConfigurationError
+from sottovoce.models.compose import COMPONENTS
+
+DECODER_OF: Final = {"ctc": "ctc_decoder", "rnnt": "rnnt_decoder", "mode": "mode_head", "denoise": "flow_bridge"}
+"""The component that each loss belongs to: the one is on exactly when the other is."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How much each loss counts, after its normalisation; 0: not computed."""
+
+    ctc: float = 1.0
+    rnnt: float = 0.0
+    """The transducer's loss."""
+    mode: float = 0.0
+    """Speaking mode: cross-entropy and the contrastive term."""
+    denoise: float = 0.0
+    """Flow matching of the flow bridge."""
+
+
+@dataclass(frozen=True)
+class LearningRateFactors:
+    """Factor on the learning rate of each component, on top of the schedule."""
+
+    preprocessor: float = 1.0
+    """Session adapters included."""
+    encoder: float = 1.0
+    ctc_decoder: float = 1.0
+    rnnt_decoder: float = 1.0
+    mode_head: float = 1.0
+    """What turns the mode into a modulation of the encoder included."""
+    flow_bridge: float = 1.0
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of `training.stages`."""
+
+    name: str = "train"
+    """Unique; `joint_train`, `mode_train` and `denoise_train` mean `joint`, `mode` and `denoise`."""
+    epochs: int | None = None
+    """Length in passes over the training trials; give this or `steps`."""
+    steps: int | None = None
+    """Length in optimiser steps."""
+    components: tuple[str, ...] = COMPONENTS
+    """Which parts of the model learn; the others are frozen."""
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+    learning_rate: LearningRateFactors = field(default_factory=LearningRateFactors)
+    patience: int | None = None
+    """End the stage early after this many validations without a better selection metric in this stage."""
+
+    @property
+    def canonical_name(self) -> str:
+        """The name without the `_train` that the source's configuration appends."""
+        return self.name.removesuffix("_train") or self.name
+
+    def __post_init__(self) -> None:
+        where = f"training.stages ({self.name})"
+        if (self.epochs is None) == (self.steps is None):
+            raise ConfigurationError(f"{where}: give exactly one of epochs and steps")
+        for name in ("epochs", "steps", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{where}: {name}={value} must be at least 1")
+        for component in self.components:
+            if component not in COMPONENTS:
+                raise ConfigurationError(f"{where}: no component {component!r}; choose of {', '.join(COMPONENTS)}")
+        for section in (self.loss_weights, self.learning_rate):
+            for entry in fields(section):
+                if getattr(section, entry.name) < 0:
+                    raise ConfigurationError(
+                        f"{where}: {entry.name}={getattr(section, entry.name)} must not be negative"
+                    )
+        self._refuse_contradictions(where)
+
+    def _refuse_contradictions(self, where: str) -> None:
+        moving = [c for c in self.components if getattr(self.learning_rate, c) > 0]
+        if not moving:
+            raise ConfigurationError(f"{where} trains nothing: no component has a learning rate above 0")
+        if not any(getattr(self.loss_weights, loss) for loss in DECODER_OF):
+            raise ConfigurationError(f"{where}: all loss weights are 0; nothing can be learnt")
+        for loss, component in DECODER_OF.items():
+            weight = getattr(self.loss_weights, loss)
+            if weight and component not in moving:
+                raise ConfigurationError(
+                    f"{where}: loss_weights.{loss}={weight:g}, but {component} is frozen, so its random weights would "
+                    f"send gradient into the encoder; add {component} to components or set the weight to 0"
+                )
+            if not weight and component in self.components:
+                raise ConfigurationError(
+                    f"{where}: {component} shall learn, but loss_weights.{loss} is 0, so nothing would reach it; "
+                    f"take it out of components or give the loss a weight"
+                )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage with its length in optimiser steps."""
+
+    config: StageConfig
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """As events and messages call it."""
+        return self.config.canonical_name
+
+
+@dataclass(frozen=True)
+class StagePosition:
+    """Where a run stands in its curriculum; saved in every checkpoint."""
+
+    index: int = 0
+    first_step: int = 0
+    """Step at which the stage began."""
+    rnnt_steps: int = 0
+    """Optimiser steps so far, over all stages, in which the stage gave the transducer a weight."""
+    waited: int = 0
+    """Validations of this stage since its best one; none count while the transducer is held back."""
+
+    def after_update(self, stage: Stage) -> StagePosition:
+        """The position after a step that moved the weights."""
+        return replace(self, rnnt_steps=self.rnnt_steps + (stage.config.loss_weights.rnnt > 0))
+
+    def next_stage(self, step: int) -> StagePosition:
+        """The position at the start of the following stage, which begins at `step`."""
+        return replace(self, index=self.index + 1, first_step=step, waited=0)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What one optimiser step computes and moves."""
+
+    weights: dict[str, float]
+    """Weight of each loss that is computed."""
+    rates: dict[str, float]
+    """Learning-rate factor of each component that learns."""
+
+
+def planned(
+    stages: Sequence[StageConfig], steps: int, steps_per_epoch: int, present: Collection[str]
+) -> tuple[Stage, ...]:
+    """The stages of a run, in order; without any, one stage of `steps` steps with the CTC loss alone.
+
+    Stages whose loss needs a component that the model can do without (`flow_bridge`) are left out when it is off.
+
+    Args:
+        present: components the model has.
+
+    Raises:
+        ConfigurationError: a stage needs a component that the model lacks, or two have the same name.
+    """
+    if not stages:
+        components = tuple(c for c in COMPONENTS if c in present and c in ("preprocessor", "encoder", "ctc_decoder"))
+        return (Stage(StageConfig(steps=steps, components=components), steps),)
+    names = [stage.canonical_name for stage in stages]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"training.stages: {names.count(name)} stages are called {name}; rename one")
+    kept = [stage for stage in stages if stage.canonical_name != "denoise" or "flow_bridge" in present]
+    for stage in kept:
+        for component in stage.components:
+            if component not in present and component != "preprocessor":
+                raise ConfigurationError(
+                    f"training.stages ({stage.name}): the model has no {component}; set its section under model, or "
+                    "take it out of the stage"
+                )
+    return tuple(Stage(stage, stage.steps or (stage.epochs or 0) * steps_per_epoch) for stage in kept)
+
+
+def activity(stage: StageConfig, rnnt_steps: int, warmup_steps: int, ramp_steps: int) -> Activity:
+    """What a step of `stage` does after `rnnt_steps` earlier steps with a transducer weight.
+
+    For the first `warmup_steps` of those the transducer is off: no forward pass, no gradient, no update. Then its
+    weight rises linearly over `ramp_steps`.
+
+    >>> joint = StageConfig("joint", epochs=1, components=("encoder", "ctc_decoder", "rnnt_decoder"),
+    ...                     loss_weights=LossWeights(ctc=0.3, rnnt=1.0))
+    >>> [activity(joint, n, 100, 100).weights for n in (99, 100, 149, 500)]
+    [{'ctc': 0.3}, {'ctc': 0.3, 'rnnt': 0.01}, {'ctc': 0.3, 'rnnt': 0.5}, {'ctc': 0.3, 'rnnt': 1.0}]
+    """
+    weights = {name: getattr(stage.loss_weights, name) for name in DECODER_OF}
+    rates = {name: getattr(stage.learning_rate, name) for name in stage.components}
+    if weights["rnnt"]:
+        if rnnt_steps < warmup_steps:
+            weights["rnnt"] = 0.0
+            rates.pop("rnnt_decoder", None)
+        elif ramp_steps:
+            weights["rnnt"] *= min(1.0, (rnnt_steps - warmup_steps + 1) / ramp_steps)
+    return Activity({n: w for n, w in weights.items() if w}, {n: rate for n, rate in rates.items() if rate})
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The stages of a run and the gradual switching-on of the transducer."""
+
+    stages: tuple[Stage, ...]
+    rnnt_warmup_steps: int = 100
+    rnnt_ramp_steps: int = 100
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of a run in which no stage ends early."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage(self, position: StagePosition) -> Stage:
+        """The stage that a run is in."""
+        return self.stages[position.index]
+
+    def finished(self, position: StagePosition) -> bool:
+        """True once the last stage has ended."""
+        return position.index == len(self.stages)
+
+    def holds_back(self, position: StagePosition) -> bool:
+        """True while the stage's transducer is still switched off."""
+        return self.stage(position).config.loss_weights.rnnt > 0 and position.rnnt_steps < self.rnnt_warmup_steps
+
+    def activity(self, position: StagePosition) -> Activity:
+        """What the next step does."""
+        stage = self.stage(position).config
+        return activity(stage, position.rnnt_steps, self.rnnt_warmup_steps, self.rnnt_ramp_steps)

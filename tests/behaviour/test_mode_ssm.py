@@ -1,0 +1,75 @@
+"""What a curriculum is good for, on simulated data: some twenty minutes on two cores, run by `make behaviour`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sottovoce.core.records import read_json_lines
+from sottovoce.data.simulate.settings import SimulationSettings
+from sottovoce.data.simulate.simulation import simulate_t15
+from tests.training.small_runs import train
+
+pytestmark = [pytest.mark.behaviour, pytest.mark.timeout(3600)]
+
+CTC_STEPS, JOINT_STEPS = 300, 1200
+NOISE_FLOOR = 0.01
+SMALL = [
+    "recipe=mode_ssm",
+    "data.num_workers=0",
+    "data.cache_data=true",
+    "preprocessor.num_channels=128",
+    "model.stem.width=128",
+    "model.ssm.width=128",
+    "model.ssm.layers=4",
+    "model.transducer.embedding_size=64",
+    "model.transducer.units=128",
+    "model.transducer.layers=0",
+    "model.transducer.joint_size=128",
+    "training.batch_size=16",
+    "training.gradient_accumulation_steps=1",
+    "training.optimizer.lr=0.003",
+    "training.scheduler.warmup_steps=50",
+    "training.scheduler.max_steps=null",
+    "training.validate_every_steps=300",
+    "training.log_every_steps=1",
+]
+CTC = "components: [preprocessor, encoder, ctc_decoder], loss_weights: {ctc: 1.0}"
+JOINT = "components: [preprocessor, encoder, ctc_decoder, rnnt_decoder], loss_weights: {ctc: 0.3, rnnt: 1.0}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "four_days"
+    simulate_t15(folder, SimulationSettings(sessions=4, trials=200, val_trials=40, electrodes=64, snr=3.0, seed=1))
+    return folder
+
+
+def _run(data: Path, runs: Path, name: str, stages: str, *more: str) -> dict[str, dict[int, float]]:
+    done = train(
+        *SMALL, f"data.data_root={data}", f"runs_dir={runs}", f"run_name={name}", f"training.stages={stages}", *more
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [e for e in read_json_lines(runs / name / "events.jsonl") if e["event"] == "step_skipped"]
+    values: dict[str, dict[int, float]] = {}
+    for record in read_json_lines(runs / name / "metrics.jsonl"):
+        values.setdefault(record["name"], {})[record["step"]] = record["value"]
+    return values
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_transducer_is_no_worse_than_ctc_alone(data: Path, tmp_path: Path, seed: int) -> None:
+    total = CTC_STEPS + JOINT_STEPS
+    stages = f"[{{name: ctc_warmup, steps: {CTC_STEPS}, {CTC}}}, {{name: joint, steps: {JOINT_STEPS}, {JOINT}}}]"
+    joint = _run(data, tmp_path, "joint", stages, f"seed={seed}")
+    alone = _run(data, tmp_path, "alone", f"[{{name: ctc_warmup, steps: {total}, {CTC}}}]", f"seed={seed}",
+                 "evaluation.decoder=greedy")  # fmt: skip
+    print(f"seed {seed}: transducer {joint['val/per'][total]:.4f}, CTC alone {alone['val/per'][total]:.4f}")
+    assert joint["val/per"][total] <= alone["val/per"][total] + NOISE_FLOOR
+    ratios = [nats / joint["train/ctc_loss"][step] for step, nats in joint["train/transducer_loss"].items()]
+    assert 1 / 3 < ratios[0] < 3
+    norms = joint["train/gradient_norm"]
+    released = CTC_STEPS + 101
+    before = sorted(norms[step] for step in range(released - 100, released))[50]
+    assert max(norms[step] for step in range(released, released + 50)) < 10 * before
