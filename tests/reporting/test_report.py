@@ -118,3 +118,19 @@ def test_text_stands_out_from_what_is_behind_it(scheme):
     for front, back in pairs:
         low, high = sorted((luminance(front), luminance(back)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, f"{front} on {back} in {scheme}: WCAG asks for 4.5"
+
+
+def test_a_curriculum_shows_its_stages_its_branches_and_what_became_of_the_bridge(run_dir):
+    stages = [{"step": step, "event": "stage_started", "stage": name} for step, name in ((0, "first"), (100, "second"))]
+    measured = {"step": 200, "event": "flow_bridge_measured", "used": False, "with_bridge": 0.2, "without": 0.15}
+    add_lines(run_dir / "events.jsonl", [*stages, measured])
+    names = ("train/transducer_loss", "val/mode_accuracy")
+    add_lines(
+        run_dir / "metrics.jsonl",
+        [{"step": 200, "split": name.split("/")[0], "name": name, "value": 0.9} for name in names],
+    )
+    page = page_of(run_dir)
+    assert page.count(" second<") == page.count(" first<") > 3
+    assert "Loss of each branch" in page
+    assert "Speaking mode" in page
+    assert "flow bridge left out: 20.0 % with it, 15.0 % without" in page

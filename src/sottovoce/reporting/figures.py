@@ -89,10 +89,12 @@ def curves(
     log: bool = False,
     limit: float | None = None,
     marked_steps: Sequence[int] = (),
+    stages: Sequence[tuple[int, str]] = (),
 ) -> str:
     """Curves over steps; above 240 points a line is the mean of neighbours, with a band from least to most.
 
-    The axis goes from 0 to `last_step`; `limit` is a dashed horizontal line, `marked_steps` are red ticks at the foot.
+    The axis goes from 0 to `last_step`; `limit` is a dashed horizontal line, `marked_steps` are red ticks at the foot,
+    `stages` are vertical lines with a name.
     """
 
     def paint(figure: Figure) -> None:
@@ -101,6 +103,10 @@ def curves(
             _plot(axes, line)
         if limit is not None:
             axes.axhline(limit, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for step, name in stages:
+            axes.axvline(step, color=GRID, linewidth=1)
+            top = axes.get_xaxis_transform()
+            axes.text(step, 1.0, f" {name}", color=MUTED, fontsize=6.5, va="bottom", ha="left", transform=top)
         if marked_steps:
             foot = axes.get_xaxis_transform()
             axes.plot(marked_steps, [0.03] * len(marked_steps), "|", color=BAD, markersize=9, transform=foot)

@@ -17,16 +17,31 @@ _KINDS = {"step_skipped": "bad", "run_aborted": "bad", "blank_collapse": "warn",
 
 
 def training_section(run: RunFiles) -> str:
-    """Six charts, or as many as the run has written metrics for."""
+    """A chart for everything that the run has written metrics for; stages begin where a name stands."""
+    branches = {
+        "train/ctc_loss": "CTC",
+        "train/transducer_loss": "transducer",
+        "train/mode_loss": "speaking mode",
+        "train/flow_loss": "flow bridge",
+    }
     skipped = [int(e["step"]) for e in run.events if e["event"] == "step_skipped"]
     unit = " ".join(["nats", *str(run.setting("training.loss_normalisation") or "").split("_")])
     losses = {"train/loss": "train", "val/loss": "validation"}
     charts = [
         _chart(run, "Loss", losses, unit=unit, log=_spans_decades(run, losses), marked_steps=skipped),
+        _chart(run, "Loss of each branch", branches, unit="nats per utterance", log=True)
+        if "train/transducer_loss" in run.curves
+        else "",
         _chart(
             run,
             "Error rates on validation",
-            {"val/per": "PER", "val/wer": "WER", "val/wra": "WRA"},
+            {"val/per": "PER", "val/wer": "WER", "val/wra": "WRA", "val/ctc_per": "PER of CTC"},
+            as_percent=True,
+        ),
+        _chart(
+            run,
+            "Speaking mode",
+            {"val/mode_accuracy": "accuracy on validation", "train/mode_confidence": "confidence of estimated labels"},
             as_percent=True,
         ),
         _chart(
@@ -90,8 +105,20 @@ def _chart(run: RunFiles, title: str, names: dict[str, str], *, unit: str = "", 
     )
     if options.get("limit"):
         legend += f'<span><i class="swatch dash"></i>{text(limit_label)} <b>{options["limit"]:g}</b></span>'
-    figure = figures.curves(lines, description=f"{title} over training steps", last_step=run.last_step, **options)
+    figure = figures.curves(
+        lines,
+        description=f"{title} over training steps",
+        last_step=run.last_step,
+        stages=_stages(run),
+        **options,
+    )
     return card(f'<div class="legend">{legend}</div>', figure, title=title, extra=unit)
+
+
+def _stages(run: RunFiles) -> list[tuple[int, str]]:
+    """First step and name of each stage, where there are several."""
+    begun = [(int(e["step"]), str(e["stage"])) for e in run.events if e["event"] == "stage_started"]
+    return begun if len(begun) > 1 else []
 
 
 def _learning_rates(run: RunFiles) -> dict[str, str]:
@@ -118,6 +145,11 @@ def _summary(run: RunFiles) -> str:
         steps, values = run.curves["val/per"]
         best = min(range(len(values)), key=lambda i: (values[i], steps[i]))
         parts.append(f"lowest validation PER {percent(values[best])} at step {steps[best]:,}")
+    for event in run.events:
+        if event["event"] == "flow_bridge_measured":
+            with_bridge, without = percent(event["with_bridge"]), percent(event["without"])
+            verdict = "in use" if event["used"] else "left out"
+            parts.append(f"flow bridge {verdict}: {with_bridge} with it, {without} without")
     skipped = sum(e["event"] == "step_skipped" for e in run.events)
     parts.append(f"{skipped} skipped step{'' if skipped == 1 else 's'}")
     return " · ".join(parts)
