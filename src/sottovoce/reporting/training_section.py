@@ -26,7 +26,8 @@ def training_section(run: RunFiles) -> str:
     }
     skipped = [int(e["step"]) for e in run.events if e["event"] == "step_skipped"]
     unit = " ".join(["nats", *str(run.setting("training.loss_normalisation") or "").split("_")])
-    losses = {"train/loss": "train", "val/loss": "validation"}
+    same_unit = unit in ("nats", "nats per utterance") and "train/transducer_loss" not in run.curves
+    losses = {"train/loss": "train", "val/loss": "validation" if same_unit else "validation (CTC, nats per utterance)"}
     charts = [
         _chart(run, "Loss", losses, unit=unit, log=_spans_decades(run, losses), marked_steps=skipped),
         _chart(run, "Loss of each branch", branches, unit="nats per utterance", log=True)
@@ -143,7 +144,10 @@ def _summary(run: RunFiles) -> str:
     parts = []
     if "val/per" in run.curves:
         steps, values = run.curves["val/per"]
-        best = min(range(len(values)), key=lambda i: (values[i], steps[i]))
+        # Decoders before and after a component joins do not compare.
+        joined = max((e["step"] for e in run.events if e["event"] in ("stage_started", "unfrozen")), default=0)
+        comparable = [i for i, step in enumerate(steps) if step > joined] or list(range(len(steps)))
+        best = min(comparable, key=lambda i: (values[i], steps[i]))
         parts.append(f"lowest validation PER {percent(values[best])} at step {steps[best]:,}")
     for event in run.events:
         if event["event"] == "flow_bridge_measured":

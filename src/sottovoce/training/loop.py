@@ -330,6 +330,9 @@ class RunLoop:
 def _notices(prepared: Prepared) -> Iterator[str]:
     """What the person who starts the run should know about its data."""
     trials = prepared.trial_set.trials
+    if prepared.data_warnings:
+        counts = ", ".join(f"{count} × {code}" for code, count in prepared.data_warnings.items())
+        yield f"warnings about the data: {counts}; sottovoce check {prepared.config.data.data_root} shows them"
     if not prepared.val_indices:
         yield "no validation trials: nothing is validated, and checkpoints/last is what evaluate and decode will use"
     trained = {trials[i].session for i in prepared.train_indices}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from sottovoce.core.faults import Fault
 from sottovoce.core.random import seed_for
 from sottovoce.core.symbols import SymbolTable, symbol_table
 from sottovoce.core.trial import Trial
-from sottovoce.data.checks import check_path, fatal_faults, unusable_trials
+from sottovoce.data.checks import CheckReport, check_path, fatal_faults, unusable_trials
 from sottovoce.data.loading import PreparedTrials, open_data
 from sottovoce.data.pronunciation import read_lexicon
 from sottovoce.evaluation.feasibility import infeasible_trials
@@ -45,6 +46,8 @@ class Prepared:
     curriculum: Curriculum
     modes: ModeTargets | None = None
     """Where a stage learns the speaking mode."""
+    data_warnings: Mapping[str, int] = field(default_factory=dict)
+    """How often the check of the data found what does not stop a run, by code."""
 
 
 def prepare(
@@ -63,8 +66,13 @@ def prepare(
         torch.set_num_threads(config.training.num_threads)
     table = symbol_table(config.data.symbols)
     config = replace(config, data=replace(config.data, data_root=str(Path(config.data.data_root).absolute())))
+    data_warnings: Counter[str] = Counter()
     if known is None:
-        known = _checked(config, table, progress) if config.data.check else {}
+        known = {}
+        if config.data.check:
+            report = _checked(config, table, progress)
+            known = unusable_trials(report)
+            data_warnings.update(fault.fault for fault in report.faults if fault.severity == "warning")
     trial_set = open_data(config.data, config.preprocessor, ("train", "val"), config.seed)
     config = _filled_in(config, num_sessions=len(trial_set.sessions), num_symbols=len(table))
     torch.manual_seed(seed_for(config.seed, "init"))
@@ -92,6 +100,7 @@ def prepare(
         skipped=skipped,
         left_out=left_out,
         curriculum=curriculum,
+        data_warnings=data_warnings,
         modes=find_mode_targets(config.data, trial_set, train_indices, config.seed) if learns_modes else None,
     )
 
@@ -116,8 +125,12 @@ def curriculum_of(config: RunConfig, model: DecoderModel, num_trials: int) -> Cu
     return curriculum
 
 
-def _checked(config: RunConfig, table: SymbolTable, progress: Callable[[int, int], None] | None) -> dict[str, Fault]:
-    """Faults of error severity that only a look at every trial shows, by trial id."""
+def _checked(config: RunConfig, table: SymbolTable, progress: Callable[[int, int], None] | None) -> CheckReport:
+    """What a look at every trial shows.
+
+    Raises:
+        DataError: a trial cannot be used, unless `data.on_fault=skip`.
+    """
     patch = config.model.patch or PatchConfig(1, 1)
     report = check_path(
         Path(config.data.data_root),
@@ -133,7 +146,7 @@ def _checked(config: RunConfig, table: SymbolTable, progress: Callable[[int, int
     )
     if config.data.on_fault == "raise":
         _raise_first(fatal_faults(report))
-    return unusable_trials(report)
+    return report
 
 
 def _raise_first(faults: Sequence[Fault]) -> None:
