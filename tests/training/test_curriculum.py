@@ -219,6 +219,33 @@ def test_four_small_batches_are_one_large_one(blocks_t15: Path, tmp_path: Path) 
     assert found[0] == pytest.approx(found[1], rel=2e-4)
 
 
+def test_two_processes_are_one(blocks_t15: Path, tmp_path: Path) -> None:
+    """The same global batch over two processes: losses, gradients and validation agree in every stage."""
+    common = [
+        "training.gradient_accumulation_steps=1",
+        "augmentation.white_noise_std=0",
+        "augmentation.constant_offset_std=0",
+        "model.ssm.dropout=0",
+        "model.stem.dropout=0",
+        "model.transducer.dropout=0",
+        "model.speaking_mode={dropout: 0}",
+        "model.flow_bridge.dropout=0",
+        "training.stages.2.loss_weights.mode=1e-6",  # its contrastive term compares batch mates
+        "training.stages.3.loss_weights.mode=1e-6",
+        "trainer.accelerator=cpu",
+    ]
+    found = []
+    for name, more in (("one", ["training.batch_size=4"]), ("two", ["training.batch_size=2", "trainer.devices=2"])):
+        done = train(*overrides(blocks_t15, tmp_path, name, *common, *more))
+        assert done.returncode == 0, done.stderr
+        records = read_json_lines(tmp_path / name / "metrics.jsonl")
+        wanted = ("train/loss", "train/transducer_loss", "train/gradient_norm", "val/loss", "val/per")
+        found.append({(r["step"], r["name"]): r["value"] for r in records if r["name"] in wanted})
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        assert found[1][key] == pytest.approx(value, rel=1e-3), key
+
+
 def test_patience_ends_a_stage_on_its_own_metric(blocks_t15: Path, tmp_path: Path) -> None:
     more = ["training.validate_every_steps=1", "training.stages.0.patience=1", "training.optimizer.lr=1e-14"]
     done = train(*overrides(blocks_t15, tmp_path, "patient", *more))
