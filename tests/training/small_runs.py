@@ -14,6 +14,7 @@ from sottovoce.core.checkpoints import read_state, read_tensors
 from sottovoce.core.records import read_json_lines
 
 STEPS = 14
+MACHINE = ("train/step_seconds", "train/peak_memory_mib")
 
 
 def overrides(data: Path, runs: Path, name: str, *more: str) -> list[str]:
@@ -54,9 +55,9 @@ def train(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]
 
 
 def comparable_metrics(run_dir: Path) -> list[tuple[Any, ...]]:
-    """Every recorded metric but the clock's."""
+    """Every recorded metric but those of the machine."""
     records = read_json_lines(run_dir / "metrics.jsonl")
-    return [(r["step"], r["split"], r["name"], r["value"]) for r in records if r["name"] != "train/step_seconds"]
+    return [(r["step"], r["split"], r["name"], r["value"]) for r in records if r["name"] not in MACHINE]
 
 
 def assert_same_run(a: Path, b: Path) -> None:

@@ -248,6 +248,7 @@ def test_two_processes_are_one(blocks_t15: Path, tmp_path: Path) -> None:
 
 def test_patience_ends_a_stage_on_its_own_metric(blocks_t15: Path, tmp_path: Path) -> None:
     more = ["training.validate_every_steps=1", "training.stages.0.patience=1", "training.optimizer.lr=1e-14"]
+    more += ["training.stages.0.metric=cer", "training.stages.1.metric=wer"]
     done = train(*overrides(blocks_t15, tmp_path, "patient", *more))
     assert done.returncode == 0, done.stderr
     events = read_json_lines(tmp_path / "patient" / "events.jsonl")

@@ -53,7 +53,7 @@ def _read(run_dir: Path) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:
 def test_everything_comes_back_from_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = WandbConfig(True, "mode-ssm", "somebody", "rnnt-scaled", ("production", "rnnt"), "why")
-    tracker = Tracker(config, tmp_path, {"training": {"stages": [{"epochs": 2}], "optimizer": {"lr": 5e-5}}})
+    tracker = Tracker(config, tmp_path, {"training": {"stages": [{"epochs": 2}], "optimizer": {"lr": 5e-5}}}, 4)
     recorder = RunRecorder(tmp_path, 20, 0, tracker)
     recorder.metrics(10, "train", {"train/loss": 3.5, "train/step_seconds": 0.25, "learning_rate/other": 5e-5})
     recorder.metrics(20, "val", {"val/per": 0.25})
@@ -62,7 +62,7 @@ def test_everything_comes_back_from_an_offline_run(tmp_path: Path, monkeypatch: 
     assert (run.project, run.entity, run.display_name, run.notes) == ("mode-ssm", "somebody", "rnnt-scaled", "why")
     assert list(run.tags) == ["production", "rnnt"]
     assert settings["training"] == {"stages": [{"epochs": 2}], "optimizer": {"lr": 5e-5}}
-    assert rows[0]["step"] == 10
+    assert (rows[0]["step"], rows[0]["batch"], rows[0]["epoch"]) == (10, 10, 2.5)
     assert rows[0]["train/loss"] == 3.5
     assert rows[0]["train/batch_time"] == 0.25
     assert rows[0]["learning_rate"] == 5e-5
@@ -79,4 +79,4 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path: Path, monk
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigurationError, match=r"pip install 'sottovoce\[wandb\]'"):
-        Tracker(WandbConfig(True), tmp_path, {})
+        Tracker(WandbConfig(True), tmp_path, {}, 1)

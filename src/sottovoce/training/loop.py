@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -27,7 +28,7 @@ from sottovoce.evaluation.inference import TextDecoder
 from sottovoce.training.guard import Verdict
 from sottovoce.training.module import DecoderTraining, Progress
 from sottovoce.training.ownership import num_trainable
-from sottovoce.training.preparation import Prepared
+from sottovoce.training.preparation import Prepared, steps_per_epoch
 from sottovoce.training.recorder import RunRecorder, WindowMeans
 from sottovoce.training.stages import StagePosition
 from sottovoce.training.tracking import Tracker
@@ -64,6 +65,7 @@ class RunLoop:
             self.after_step,
         )
         self._train_indices = prepared.train_indices
+        self._steps_per_epoch = steps_per_epoch(prepared.config, len(prepared.train_indices))
         self.window = WindowMeans()
         self.skipped_trials = prepared.skipped
         self.notices = list(_notices(prepared))
@@ -107,7 +109,7 @@ class RunLoop:
             return
         step = self.module.progress.step
         wandb = self.config.wandb
-        tracker = Tracker(wandb, self.run_dir, plain(self.config)) if wandb.enabled else None
+        tracker = Tracker(wandb, self.run_dir, plain(self.config), self._steps_per_epoch) if wandb.enabled else None
         self._recorder = RunRecorder(self.run_dir, self.curriculum.total_steps, step, tracker)
         if self._resumed:
             self._recorder.event(step, "resumed")
@@ -134,7 +136,7 @@ class RunLoop:
         else:
             self.window.add(metrics)
         if step % training.log_every_steps == 0 and self.window.count:
-            means = self.window.take()
+            means = self.window.take() | {"train/peak_memory_mib": _peak_memory_mib(self.module.device)}
             if self._recorder is not None:
                 self._recorder.metrics(step, "train", means)
                 self._recorder.show(step, {name: means[name] for name in ("train/loss", "train/gradient_norm")})
@@ -208,7 +210,7 @@ class RunLoop:
     def _try_flow_bridge(self) -> None:
         """Decode the validation trials over the bridge, and keep it in use only if that is better than ever."""
         model, progress = self.module.model, self.module.progress
-        without, metric = progress.best, f"val/{self.config.training.selection_metric}"
+        without, metric = progress.best, self._selection_metric
         model.use_flow_bridge = True
         values = self.validation.values(self.module) if self.validation.indices else {}
         sign = -1 if metric == "val/wra" else 1
@@ -274,6 +276,11 @@ class RunLoop:
             raise KeyboardInterrupt
         self.stopped_by_user = True
 
+    @property
+    def _selection_metric(self) -> str:
+        stage = self.curriculum.stage(self.module.progress.position)
+        return f"val/{stage.config.metric or self.config.training.selection_metric}"
+
     def _validate(self) -> None:
         if not self.validation.indices:
             return
@@ -293,10 +300,10 @@ class RunLoop:
         self._recorder.metrics(progress.step, "val", values)
         named = (f"{name.removeprefix('val/')} {value:.3g}" for name, value in values.items())
         self._recorder.say(f"step {progress.step}: validation  {'  '.join(named)}")
-        metric = f"val/{self.config.training.selection_metric}"
+        metric = self._selection_metric
         if metric not in values:
             raise ConfigurationError(
-                f"training.selection_metric={self.config.training.selection_metric} cannot be computed with this data "
+                f"training.selection_metric={metric.removeprefix('val/')} cannot be computed with this data "
                 f"and decoder; choose one of {', '.join(name.removeprefix('val/') for name in values)}"
             )
         sign = -1 if metric == "val/wra" else 1
@@ -325,6 +332,13 @@ class RunLoop:
         }
         write_checkpoint(self.run_dir / "checkpoints" / name, module.progress.step, parts, state)
         self._event("checkpoint_saved", checkpoint=name)
+
+
+def _peak_memory_mib(device: torch.device) -> float:
+    """The most memory that this process has held: of the GPU it trains on, else its own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _notices(prepared: Prepared) -> Iterator[str]:

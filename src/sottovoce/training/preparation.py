@@ -105,6 +105,14 @@ def prepare(
     )
 
 
+def steps_per_epoch(config: RunConfig, num_trials: int) -> int:
+    """Optimiser steps that show as many trials as there are for training."""
+    processes = config.trainer.devices * config.trainer.num_nodes
+    return math.ceil(
+        num_trials / (config.training.batch_size * config.training.gradient_accumulation_steps * processes)
+    )
+
+
 def curriculum_of(config: RunConfig, model: DecoderModel, num_trials: int) -> Curriculum:
     """The run's stages with their lengths in steps.
 
@@ -112,10 +120,7 @@ def curriculum_of(config: RunConfig, model: DecoderModel, num_trials: int) -> Cu
         ConfigurationError: a stage does not fit the model, or nothing is left of the run after the warm-up.
     """
     training = config.training
-    processes = config.trainer.devices * config.trainer.num_nodes
-    global_batch = training.batch_size * training.gradient_accumulation_steps * processes
-    steps_per_epoch = math.ceil(num_trials / global_batch)
-    stages = planned(training.stages, training.steps or 0, steps_per_epoch, model.components)
+    stages = planned(training.stages, training.steps or 0, steps_per_epoch(config, num_trials), model.components)
     curriculum = Curriculum(stages, training.rnnt_warmup_batches, training.rnnt_ramp_steps)
     if (training.scheduler.max_steps or curriculum.total_steps) <= training.scheduler.warmup_steps:
         raise ConfigurationError(

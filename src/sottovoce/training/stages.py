@@ -16,6 +16,7 @@ from sottovoce.models.compose import COMPONENTS
 
 DECODER_OF: Final = {"ctc": "ctc_decoder", "rnnt": "rnnt_decoder", "mode": "mode_head", "denoise": "flow_bridge"}
 """The component that each loss belongs to: the one is on exactly when the other is."""
+SELECTION_METRICS: Final = ("per", "wer", "cer", "wra")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class StageConfig:
     loss_weights: LossWeights = field(default_factory=LossWeights)
     learning_rate: LearningRateFactors = field(default_factory=LearningRateFactors)
     patience: int | None = None
-    """End the stage early after this many validations without a better selection metric in this stage."""
+    """End the stage early after this many validations of it without a better metric."""
+    metric: str | None = None
+    """Which validation rate patience and the stage's best checkpoint go by: `per`, `wer`, `cer` or `wra`; absent:
+    `training.selection_metric`."""
 
     @property
     def canonical_name(self) -> str:
@@ -75,6 +79,8 @@ class StageConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{where}: {name}={value} must be at least 1")
+        if self.metric is not None and self.metric not in SELECTION_METRICS:
+            raise ConfigurationError(f"{where}: metric={self.metric}: choose one of {', '.join(SELECTION_METRICS)}")
         for component in self.components:
             if component not in COMPONENTS:
                 raise ConfigurationError(f"{where}: no component {component!r}; choose of {', '.join(COMPONENTS)}")

@@ -32,7 +32,7 @@ class WandbConfig:
 class Tracker:
     """One tracked run; a resumed run continues it."""
 
-    def __init__(self, config: WandbConfig, run_dir: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, config: WandbConfig, run_dir: Path, settings: dict[str, Any], steps_per_epoch: int) -> None:
         """`settings` is the whole resolved configuration of the run.
 
         Raises:
@@ -44,6 +44,7 @@ class Tracker:
             raise ConfigurationError(
                 "wandb.enabled=true needs the package wandb: pip install 'sottovoce[wandb]', or leave it off"
             ) from error
+        self._steps_per_epoch = steps_per_epoch
         id_file = run_dir / ID_FILE
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
@@ -66,8 +67,8 @@ class Tracker:
             ) from error
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Values of one step; the step is the axis of every chart."""
-        self._run.log({"step": step, **values}, step=step)
+        """Values of one step; the step is the axis of every chart, epoch and batch are fields beside it."""
+        self._run.log({"step": step, "batch": step, "epoch": step / self._steps_per_epoch, **values}, step=step)
 
     def close(self) -> None:
         """Write everything out."""
