@@ -15,26 +15,6 @@ pytestmark = [pytest.mark.behaviour, pytest.mark.timeout(3600)]
 
 CTC_STEPS, JOINT_STEPS = 300, 1200
 NOISE_FLOOR = 0.01
-SMALL = [
-    "recipe=mode_ssm",
-    "data.num_workers=0",
-    "data.cache_data=true",
-    "preprocessor.num_channels=128",
-    "model.stem.width=128",
-    "model.ssm.width=128",
-    "model.ssm.layers=4",
-    "model.transducer.embedding_size=64",
-    "model.transducer.units=128",
-    "model.transducer.layers=0",
-    "model.transducer.joint_size=128",
-    "training.batch_size=16",
-    "training.gradient_accumulation_steps=1",
-    "training.optimizer.lr=0.003",
-    "training.scheduler.warmup_steps=50",
-    "training.scheduler.max_steps=null",
-    "training.validate_every_steps=300",
-    "training.log_every_steps=1",
-]
 CTC = "components: [preprocessor, encoder, ctc_decoder], loss_weights: {ctc: 1.0}"
 JOINT = "components: [preprocessor, encoder, ctc_decoder, rnnt_decoder], loss_weights: {ctc: 0.3, rnnt: 1.0}"
 
@@ -47,9 +27,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(data: Path, runs: Path, name: str, stages: str, *more: str) -> dict[str, dict[int, float]]:
-    done = train(
-        *SMALL, f"data.data_root={data}", f"runs_dir={runs}", f"run_name={name}", f"training.stages={stages}", *more
-    )
+    where = (f"data.data_root={data}", f"runs_dir={runs}", f"run_name={name}")
+    log = "training.log_every_steps=1"
+    done = train("recipe=mode_ssm_small", log, *where, f"training.stages={stages}", *more)
     assert done.returncode == 0, done.stderr
     assert not [e for e in read_json_lines(runs / name / "events.jsonl") if e["event"] == "step_skipped"]
     values: dict[str, dict[int, float]] = {}
@@ -67,9 +47,10 @@ def test_the_transducer_is_no_worse_than_ctc_alone(data: Path, tmp_path: Path, s
                  "evaluation.decoder=greedy")  # fmt: skip
     print(f"seed {seed}: transducer {joint['val/per'][total]:.4f}, CTC alone {alone['val/per'][total]:.4f}")
     assert joint["val/per"][total] <= alone["val/per"][total] + NOISE_FLOOR
-    ratios = [nats / joint["train/ctc_loss"][step] for step, nats in joint["train/transducer_loss"].items()]
-    assert 1 / 3 < ratios[0] < 3
-    norms = joint["train/gradient_norm"]
     released = CTC_STEPS + 101
+    # An untrained transducer beside a trained CTC head costs far more at first; then both are of one size.
+    ratios = [joint["train/transducer_loss"][s] / joint["train/ctc_loss"][s] for s in range(released + 60, total + 1)]
+    assert sum(1 / 3 < ratio < 3 for ratio in ratios) > 0.95 * len(ratios)
+    norms = joint["train/gradient_norm"]
     before = sorted(norms[step] for step in range(released - 100, released))[50]
     assert max(norms[step] for step in range(released, released + 50)) < 10 * before
