@@ -78,3 +78,19 @@ def test_the_step_s_loss_does_not_depend_on_how_the_batch_is_cut(normalisation: 
     assert float(whole) == pytest.approx(float(parts))
     expected = 5.0 if normalisation == "per_utterance" else (3 + 2 + 5 + 2) / 4
     assert float(whole) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("targets", "frames", "labels", "words"),
+    [
+        ([[1, 2], [3, 0]], [5, 5], [2, 2], "utterance 1: label 0 at 1 is the blank"),
+        ([[1, 2], [9, 3]], [5, 5], [2, 2], "utterance 1: label 9 at 0"),
+        ([[1, 2], [3, 4]], [5, 6], [2, 2], "utterance 1 has 6 frames, its tensor holds 5"),
+        ([[1, 2], [3, 4]], [5, 5], [3, 2], "utterance 0 has 3 labels, its tensor holds 2"),
+    ],
+)
+def test_what_is_no_target_is_refused_by_name(
+    targets: list[list[int]], frames: list[int], labels: list[int], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        ctc_loss(torch.zeros(2, 5, 6), torch.tensor(targets), torch.tensor(frames), torch.tensor(labels))

@@ -192,7 +192,8 @@ def test_killed_in_any_stage_and_resumed(blocks_t15: Path, tmp_path: Path, unint
     assert_same_run(uninterrupted, run)
 
 
-def test_four_small_batches_are_one_large_one(blocks_t15: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scaling", ["none", "gradient_norm"])
+def test_four_small_batches_are_one_large_one(blocks_t15: Path, tmp_path: Path, scaling: str) -> None:
     found = []
     for batch, micro_batches in ((4, 1), (1, 4)):
         more = [
@@ -204,10 +205,9 @@ def test_four_small_batches_are_one_large_one(blocks_t15: Path, tmp_path: Path) 
             "model.ssm.dropout=0",
             "model.stem.dropout=0",
             "model.transducer.dropout=0",
-            "model.speaking_mode={dropout: 0}",
+            "model.speaking_mode={dropout: 0, contrastive_weight: 0}",  # the contrastive term compares batch mates
             "model.flow_bridge.dropout=0",
-            "training.stages.2.loss_weights.mode=1e-6",  # its contrastive term compares batch mates
-            "training.stages.3.loss_weights.mode=1e-6",
+            f"training.loss_scaling={scaling}",
         ]
         prepared = prepare(compose_config(overrides(blocks_t15, tmp_path, f"of-{batch}", *more)))
         (tmp_path / f"of-{batch}").mkdir()
@@ -228,10 +228,8 @@ def test_two_processes_are_one(blocks_t15: Path, tmp_path: Path) -> None:
         "model.ssm.dropout=0",
         "model.stem.dropout=0",
         "model.transducer.dropout=0",
-        "model.speaking_mode={dropout: 0}",
+        "model.speaking_mode={dropout: 0, contrastive_weight: 0}",  # the contrastive term compares batch mates
         "model.flow_bridge.dropout=0",
-        "training.stages.2.loss_weights.mode=1e-6",  # its contrastive term compares batch mates
-        "training.stages.3.loss_weights.mode=1e-6",
         "trainer.accelerator=cpu",
     ]
     found = []
@@ -263,6 +261,39 @@ def test_patience_ends_a_stage_on_its_own_metric(blocks_t15: Path, tmp_path: Pat
         (first_with_transducer + 3 + MODE_STEPS + DENOISE_STEPS, "denoise", "all its steps are done"),
     ]
     assert events[-1]["event"] == "run_finished"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([f"training.rnnt_warmup_batches={TOTAL - CTC_STEPS}"], "holds the transducer back for all 19 steps"),
+        (
+            ["training.stages=[{name: a, steps: 30, components: [encoder, ctc_decoder]}]"],
+            "no stage trains the transducer",
+        ),
+    ],
+)
+def test_a_transducer_that_would_never_learn_is_refused(
+    blocks_t15: Path, tmp_path: Path, more: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        prepare(compose_config(overrides(blocks_t15, tmp_path, "never", *more)))
+
+
+def test_a_stage_of_the_mode_head_alone_and_a_release_at_a_stages_end(blocks_t15: Path, tmp_path: Path) -> None:
+    """The transducer is due when the joint stage ends: it is told, and the next stage that wants it begins with it."""
+    stages = (
+        "training.stages=[{name: joint, steps: 4, components: [encoder, ctc_decoder, rnnt_decoder], "
+        "loss_weights: {ctc: 0.3, rnnt: 1.0}}, {name: again, steps: 2, components: [encoder, ctc_decoder, "
+        "rnnt_decoder], loss_weights: {ctc: 0.3, rnnt: 1.0}}, {name: mode, steps: 2, components: [mode_head], "
+        "loss_weights: {ctc: 0, mode: 1}}]"
+    )
+    done = train(*overrides(blocks_t15, tmp_path, "boundary", stages))
+    assert done.returncode == 0, done.stderr
+    events = read_json_lines(tmp_path / "boundary" / "events.jsonl")
+    assert [(e["step"], e["components"]) for e in events if e["event"] == "unfrozen"] == [(4, ["rnnt_decoder"])]
+    assert not [e for e in events if e["event"] == "step_skipped"]
+    assert load_run(tmp_path / "boundary").trained == ("ctc_decoder", "encoder", "mode_head", "rnnt_decoder")
 
 
 def test_a_warm_up_longer_than_the_run_is_refused(blocks_t15: Path, tmp_path: Path) -> None:

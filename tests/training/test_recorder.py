@@ -50,3 +50,11 @@ def test_window_means() -> None:
     assert WindowMeans(**vars(window)).take() == {"a": 2.0}
     assert window.take() == {"a": 2.0}
     assert window.count == 0
+
+
+def test_a_value_that_begins_in_mid_window_is_averaged_over_its_own_steps() -> None:
+    window = WindowMeans()
+    window.add({"train/ctc_loss": 2.0})
+    window.add({"train/ctc_loss": 4.0, "train/transducer_loss": 10.0})
+    assert window.take() == {"train/ctc_loss": 3.0, "train/transducer_loss": 10.0}
+    assert window == WindowMeans()

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode; the file appears when it is complete."""
     if not arguments.out.name or arguments.out.is_dir():
         raise ConfigurationError(f"--out {arguments.out}: must be the name of a file")
-    loaded = load_run(arguments.run_dir).with_beam(arguments.beam_size)
+    loaded = load_run(arguments.run_dir).with_beam(arguments.beam_size, arguments.decoder)
     skip = (arguments.on_fault or loaded.data.on_fault) == "skip"
     loaded = replace(loaded, data=replace(loaded.data, on_fault="skip" if skip else "raise"))
     text_decoder = loaded.text_decoder(arguments.decoder)
@@ -74,5 +74,8 @@ def _record(hypothesis: Hypothesis, table: SymbolTable) -> dict[str, Any]:
         "symbols": list(table.decode(hypothesis.symbols)),
         "score": hypothesis.score,
         "word_confidences": list(hypothesis.word_confidences),
-        "n_best": [{"text": candidate.text, "score": candidate.score} for candidate in hypothesis.n_best],
+        "n_best": [
+            {"symbols": list(table.decode(candidate.symbols)), "text": candidate.text, "score": candidate.score}
+            for candidate in hypothesis.n_best
+        ],
     }

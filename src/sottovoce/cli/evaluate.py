@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print; the same goes into RUN/evaluation/SPLIT.DECODER.json."""
-    loaded = load_run(arguments.run_dir).with_beam(arguments.beam_size)
+    loaded = load_run(arguments.run_dir).with_beam(arguments.beam_size, arguments.decoder)
     evaluation = evaluate_run(loaded, arguments.split, arguments.decoder)
     print(json.dumps(evaluation.as_dict()) if arguments.json else table(evaluation))
     return 0

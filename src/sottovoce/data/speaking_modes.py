@@ -99,7 +99,7 @@ def read_mode_file(path: Path, trials: Iterable[Trial]) -> BlockModes:
     for where, session, number, mode in _mode_lines(path):
         if mode not in MODES:
             raise DataError(f"{where}: mode {mode!r} is neither silent nor vocalised")
-        if not number.isdigit() or (session, int(number)) not in present:
+        if not number.isdecimal() or (session, int(number)) not in present:
             raise DataError(
                 f"{where}: there is no block {number!r} in session {session!r}; {_blocks(present, session)}"
             )

@@ -36,7 +36,7 @@ def evaluate_run(run: LoadedRun, split: Split, decoder: str | None = None) -> Ev
     evaluation = score(
         [text_decoder(output) for output in outputs],
         run.table,
-        decoder=text_decoder.decoder,
+        decoder=_label(run, text_decoder.decoder),
         seed=run.seed,
         training_texts=training_texts if split != "train" else None,
     )
@@ -48,6 +48,12 @@ def evaluate_run(run: LoadedRun, split: Split, decoder: str | None = None) -> Ev
     write_evaluation(run.run_dir, evaluation)
     _write_examples(run, evaluation, outputs)
     return evaluation
+
+
+def _label(run: LoadedRun, decoder: str) -> str:
+    """Names the evaluation's files: another beam is another decoder."""
+    beam_size = run.evaluation.beam_size
+    return f"{decoder}_beam_{beam_size}" if decoder == "transducer" and beam_size > 1 else decoder
 
 
 def _write_examples(run: LoadedRun, evaluation: Evaluation, outputs: Sequence[TrialOutput]) -> None:

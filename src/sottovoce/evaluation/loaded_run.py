@@ -62,10 +62,16 @@ class LoadedRun:
         log_mel = self.preprocessor.log_mel
         return (BIN_MS if log_mel is None else log_mel.hop_ms) * self.model.bins_per_frame
 
-    def with_beam(self, beam_size: int | None) -> LoadedRun:
-        """The same run with another beam for its transducer; None changes nothing."""
+    def with_beam(self, beam_size: int | None, decoder: str | None) -> LoadedRun:
+        """The same run with another beam for its transducer; None changes nothing.
+
+        Raises:
+            ConfigurationError: another decoder would be used.
+        """
         if beam_size is None:
             return self
+        if (decoder or self.evaluation.decoder) != "transducer":
+            raise ConfigurationError(f"--beam-size {beam_size} is of the transducer's search; add --decoder transducer")
         return replace(self, evaluation=replace(self.evaluation, beam_size=beam_size))
 
     def text_decoder(self, decoder: str | None = None) -> TextDecoder:

@@ -11,7 +11,6 @@ from typing import Final
 import torch
 from torch.nn import functional
 
-CONTRASTIVE_WEIGHT: Final = 0.1
 TEMPERATURE: Final = 0.07
 _ABSENT: Final = -1e30
 """Logit of a pair that does not count; finite, so that a row without any pair has no NaN in its gradient."""
@@ -19,10 +18,10 @@ _ABSENT: Final = -1e30
 
 def speaking_mode_loss(
     logits_B2: torch.Tensor,
-    embedding_BD: torch.Tensor,
+    embedding_BD: torch.Tensor | None,
     vocalised_B: torch.Tensor,
     labelled_B: torch.Tensor,
-    contrastive_weight: float = CONTRASTIVE_WEIGHT,
+    contrastive_weight: float = 0.1,
     temperature: float = TEMPERATURE,
 ) -> torch.Tensor:
     """Nats of each trial, float32 [B]: cross-entropy + `contrastive_weight` × contrastive term; 0 without a label.
@@ -44,7 +43,7 @@ def speaking_mode_loss(
     target_B2 = torch.stack([1 - vocalised_B, vocalised_B], dim=-1)
     nats_B = -(target_B2 * log_probs_B2).sum(dim=-1)
     nats_B = torch.where(labelled_B, nats_B, 0.0)
-    if contrastive_weight:
+    if contrastive_weight and embedding_BD is not None:
         nats_B = nats_B + contrastive_weight * contrastive_nats(
             embedding_BD, vocalised_B > 0.5, labelled_B, temperature
         )

@@ -84,6 +84,11 @@ class ModelConfig:
                 f"model: exactly one of the encoders {', '.join(ENCODERS)} must be set, "
                 f"got {', '.join(chosen) or 'none'}; switch one off with model.NAME=null"
             )
+        if self.speaking_mode is not None and self.ssm is not None and self.ssm.layers < 2:
+            raise ConfigurationError(
+                f"model.ssm.layers={self.ssm.layers}: the speaking mode needs a layer to look at and one to act on; "
+                "take at least 2, or model.speaking_mode=null"
+            )
         if not 0 <= self.head_dropout < 1:
             raise ConfigurationError(f"model.head_dropout={self.head_dropout}: must lie in [0, 1)")
 

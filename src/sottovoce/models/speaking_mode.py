@@ -33,6 +33,9 @@ class SpeakingModeConfig:
     """How a trial's valid frames become one vector: `mean`, `max` or `attention` (softmax of w · tanh(W x))."""
     dropout: float = 0.1
     """After each hidden layer of the classifier, in [0, 1)."""
+    contrastive_weight: float = 0.1
+    """Of the contrastive term beside the cross-entropy; it compares batch mates, so that with it accumulation over
+    micro-batches is no longer exactly one large batch. 0 switches it off."""
     contrastive_size: int = 128
     """Size of the embedding that the contrastive term compares, and of the layer before it."""
 
@@ -41,6 +44,10 @@ class SpeakingModeConfig:
             raise ConfigurationError(f"model.speaking_mode.pool={self.pool}: choose one of {', '.join(POOLS)}")
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"model.speaking_mode.dropout={self.dropout}: must lie in [0, 1)")
+        if self.contrastive_weight < 0:
+            raise ConfigurationError(
+                f"model.speaking_mode.contrastive_weight={self.contrastive_weight:g}: must be at least 0"
+            )
         if self.contrastive_size < 1:
             raise ConfigurationError(
                 f"model.speaking_mode.contrastive_size={self.contrastive_size}: must be at least 1"
@@ -53,8 +60,8 @@ class ModeOutput:
 
     logits_B2: torch.Tensor
     """Column 0 silent, column 1 vocalised."""
-    embedding_BD: torch.Tensor
-    """Of length 1, for the contrastive term."""
+    embedding_BD: torch.Tensor | None
+    """Of length 1, for the contrastive term; None where that is switched off."""
     pooled_BE: torch.Tensor
     """The encoder's frames as one vector a trial, which refreshed pseudo-labels are estimated from."""
 
@@ -82,10 +89,11 @@ class SpeakingModeHead(nn.Module):
             nn.Dropout(config.dropout),
         )
         self.classifier = nn.Linear(quarter, 2)
-        self.contrastive = nn.Sequential(
-            nn.Linear(quarter, config.contrastive_size),
-            nn.ReLU(),
-            nn.Linear(config.contrastive_size, config.contrastive_size),
+        size = config.contrastive_size
+        self.contrastive = (
+            nn.Sequential(nn.Linear(quarter, size), nn.ReLU(), nn.Linear(size, size))
+            if config.contrastive_weight
+            else None
         )
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -97,7 +105,9 @@ class SpeakingModeHead(nn.Module):
         """The modes of the trials; `lengths_B` are the valid frames, at least 1."""
         pooled_BE = self.pool(encoder_BSE, lengths_B)
         features = self.features(pooled_BE)
-        embedding_BD = functional.normalize(self.contrastive(features), dim=-1)
+        embedding_BD = None
+        if self.contrastive is not None:
+            embedding_BD = functional.normalize(self.contrastive(features), dim=-1)
         return ModeOutput(self.classifier(features), embedding_BD, pooled_BE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -30,7 +30,7 @@ from sottovoce.training.module import DecoderTraining, Progress
 from sottovoce.training.ownership import num_trainable
 from sottovoce.training.preparation import Prepared, steps_per_epoch
 from sottovoce.training.recorder import RunRecorder, WindowMeans
-from sottovoce.training.stages import StagePosition
+from sottovoce.training.stages import Stage, StagePosition
 from sottovoce.training.tracking import Tracker
 from sottovoce.training.validation import Validation
 
@@ -135,7 +135,7 @@ class RunLoop:
             self._event("step_skipped", code=verdict.cause, evidence=verdict.evidence)
         else:
             self.window.add(metrics)
-        if step % training.log_every_steps == 0 and self.window.count:
+        if step % training.log_every_steps == 0 and self.window.counts:
             means = self.window.take() | {"train/peak_memory_mib": _peak_memory_mib(self.module.device)}
             if self._recorder is not None:
                 self._recorder.metrics(step, "train", means)
@@ -149,9 +149,9 @@ class RunLoop:
         out_of_patience = stage.config.patience is not None and progress.position.waited >= stage.config.patience
         if stage_is_over or out_of_patience:
             self._end_stage("all its steps are done" if stage_is_over else "no better for a while")
-        else:
-            self._tell_what_was_unfrozen()
         finished = self.curriculum.finished(progress.position)
+        if not finished:
+            self._tell_what_was_unfrozen(stage)
         if step % training.checkpoint_every_steps == 0 or stage_is_over or out_of_patience or self.stopped_by_user:
             self._save("last")
         if finished and self._recorder is not None and self.module.guard.skipped:
@@ -204,42 +204,39 @@ class RunLoop:
         self._event("stage_finished", stage=stage.name, reason=reason, best=progress.best, best_step=progress.best_step)
         progress.position = progress.position.next_stage(progress.step)
         if not self.curriculum.finished(progress.position):
-            progress.best, progress.best_step = None, None
             self._stage_started()
 
     def _try_flow_bridge(self) -> None:
         """Decode the validation trials over the bridge, and keep it in use only if that is better than ever."""
         model, progress = self.module.model, self.module.progress
-        without, metric = progress.best, self._selection_metric
+        if progress.best is None:
+            return  # nothing was validated
+        without, metric = progress.best[0], self._selection_metric
         model.use_flow_bridge = True
-        values = self.validation.values(self.module) if self.validation.indices else {}
-        sign = -1 if metric == "val/wra" else 1
-        helps = bool(values) and without is not None and sign * values[metric] < without[0]
-        model.use_flow_bridge = self.module.anywhere(helps)
-        if self._recorder is None or not values:
-            return
-        assert without is not None
-        self._recorder.metrics(progress.step, "val", {f"{metric}_with_flow_bridge": values[metric]})
-        compared = {"metric": metric, "with_bridge": values[metric], "without": sign * without[0]}
-        self._event("flow_bridge_measured", used=helps, **compared)
-        verdict = "it is used" if helps else "it is left out"
-        self._recorder.say(
-            f"step {progress.step}: flow bridge: {metric} {values[metric]:.4f} with it, {sign * without[0]:.4f} "
-            f"without: {verdict}"
-        )
-        if helps:
-            progress.best, progress.best_step = [sign * values[metric], values["val/loss"]], progress.step
+        values = self.validation.values(self.module)
+        now = self.module.from_main(self._ranked(values) if self._recorder is not None else (0.0, 0.0))
+        model.use_flow_bridge = now[0] < without
+        if model.use_flow_bridge:
+            progress.best, progress.best_step = list(now), progress.step
             self._save("best", values)
+        if self._recorder is None:
+            return
+        self._recorder.metrics(progress.step, "val", {f"{metric}_with_flow_bridge": values[metric]})
+        compared = {"metric": metric, "with_bridge": abs(now[0]), "without": abs(without)}
+        self._event("flow_bridge_measured", used=model.use_flow_bridge, **compared)
+        verdict = "it is used" if model.use_flow_bridge else "it is left out"
+        self._recorder.say(
+            f"step {progress.step}: flow bridge: {metric} {abs(now[0]):.4f} with it, {abs(without):.4f} without: "
+            f"{verdict}"
+        )
 
-    def _tell_what_was_unfrozen(self) -> None:
+    def _tell_what_was_unfrozen(self, stage: Stage) -> None:
+        """Of the components of `stage`, the one the last step belonged to, those that the next step releases."""
         before, after = self.module.activity, self.curriculum.activity(self.module.progress.position)
         assert before is not None
-        if not (released := after.rates.keys() - before.rates.keys()):
+        released = (after.rates.keys() - before.rates.keys()) & set(stage.config.components)
+        if not released:
             return
-        # Validation decodes with what has just been released: earlier results no longer compare.
-        progress = self.module.progress
-        progress.best, progress.best_step = None, None
-        progress.position = replace(progress.position, waited=0)
         counts = [num_trainable(self.module.named, activity) for activity in (before, after)]
         self._event("unfrozen", components=sorted(released), trainable_parameters=counts[1], trainable_before=counts[0])
         if self._recorder is not None:
@@ -285,33 +282,37 @@ class RunLoop:
         if not self.validation.indices:
             return
         values = self.validation.values(self.module)  # only the main process gets any
-        is_best = bool(values) and self._record_validation(values)
-        progress = self.module.progress
-        no_worse = self.module.anywhere(is_best) or self.curriculum.holds_back(progress.position)
-        waited = 0 if no_worse else progress.position.waited + 1
-        progress.position = replace(progress.position, waited=waited)
-        if is_best:
+        progress, now = self.module.progress, (0.0, 0.0)
+        if self._recorder is not None:
+            self._record_validation(values)
+            now = self._ranked(values)
+        now = self.module.from_main(now)
+        progress.position = progress.position.validated(now, not self.curriculum.holds_back(progress.position))
+        best_by = f"{self._selection_metric} {self.validation.decoder_now(self.module)}"
+        if progress.best is None or progress.best_by != best_by or now < tuple(progress.best):
+            progress.best, progress.best_step, progress.best_by = list(now), progress.step, best_by
             self._save("best", values)
 
-    def _record_validation(self, values: dict[str, float]) -> bool:
-        """Write and show them; True when no earlier validation of this stage was better."""
+    def _record_validation(self, values: dict[str, float]) -> None:
         assert self._recorder is not None
         progress = self.module.progress
         self._recorder.metrics(progress.step, "val", values)
         named = (f"{name.removeprefix('val/')} {value:.3g}" for name, value in values.items())
         self._recorder.say(f"step {progress.step}: validation  {'  '.join(named)}")
+
+    def _ranked(self, values: dict[str, float]) -> tuple[float, float]:
+        """Selection metric, smaller is better, and validation loss.
+
+        Raises:
+            ConfigurationError: this data and decoder do not give the metric.
+        """
         metric = self._selection_metric
         if metric not in values:
             raise ConfigurationError(
                 f"training.selection_metric={metric.removeprefix('val/')} cannot be computed with this data "
                 f"and decoder; choose one of {', '.join(name.removeprefix('val/') for name in values)}"
             )
-        sign = -1 if metric == "val/wra" else 1
-        now = (sign * values[metric], values["val/loss"])
-        if progress.best is not None and now >= tuple(progress.best):
-            return False
-        progress.best, progress.best_step = list(now), progress.step
-        return True
+        return (-values[metric] if metric == "val/wra" else values[metric]), values["val/loss"]
 
     def _save(self, name: str, values: dict[str, float] | None = None) -> None:
         if self._recorder is None:
@@ -349,6 +350,15 @@ def _notices(prepared: Prepared) -> Iterator[str]:
         yield f"warnings about the data: {counts}; sottovoce check {prepared.config.data.data_root} shows them"
     if not prepared.val_indices:
         yield "no validation trials: nothing is validated, and checkpoints/last is what evaluate and decode will use"
+    left_out = len(prepared.config.training.stages) - len(prepared.curriculum.stages)
+    if prepared.config.training.stages and left_out:
+        yield "the stage of the flow bridge is left out; model.flow_bridge.enabled=true would add it"
+    warmup, total = prepared.config.training.scheduler.warmup_steps, prepared.curriculum.total_steps
+    if warmup >= total:
+        yield (
+            f"training.scheduler.warmup_steps={warmup}: the learning rate is still rising when the run ends after "
+            f"{total} steps, at {total / warmup:.0%} of its peak"
+        )
     trained = {trials[i].session for i in prepared.train_indices}
     untrained = sorted({trials[i].session for i in prepared.val_indices} - trained)
     if untrained and prepared.model.session_adapter is not None:

@@ -18,7 +18,7 @@ from sottovoce.data.speaking_modes import BlockModes, read_mode_file, stated_mod
 
 
 class ModeTargets:
-    """The label of each training trial's block; pseudo-labels change at every `refresh`."""
+    """The label of each trial's block; pseudo-labels change at every `refresh`."""
 
     def __init__(self, trials: Sequence[Trial], modes: BlockModes, statistics: BlockStatistics | None) -> None:
         """`statistics` of the training trials belong to pseudo-labels, None to known ones."""
@@ -36,6 +36,13 @@ class ModeTargets:
         labels = [self.modes.of(self._trials[trial_id]) for trial_id in trial_ids]
         vocalised_B = torch.tensor([0.5 if label is None else label for label in labels], device=device)
         return vocalised_B, torch.tensor([label is not None for label in labels], device=device)
+
+    def truth(self, trial: Trial) -> bool | None:
+        """True for vocalised, as far as somebody knows: pseudo-labels are no truth."""
+        if trial.mode:
+            return trial.mode == "vocalised"
+        label = None if self.estimated else self.modes.of(trial)
+        return None if label is None else label > 0.5
 
     def refresh(self, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Estimate the labels anew with the model's pooled frames [E] of each training trial, by trial id."""
@@ -61,7 +68,7 @@ def find_mode_targets(config: DataConfig, trial_set: TrialSet, train_indices: Se
         ConfigurationError: known labels are asked for, and there are none.
         DataError: a label file is wrong, or modes cannot be estimated from these data.
     """
-    trials = [trial_set.trials[i] for i in train_indices]
+    trials = trial_set.trials
     if config.mode_file is not None:
         return ModeTargets(trials, read_mode_file(Path(config.mode_file), trials), None)
     stated = stated_modes(trials) if config.mode_labels != "pseudo" else None

@@ -58,7 +58,8 @@ class Progress:
     best: list[float] | None = None
     """Selection metric (smaller is better) and validation loss of the best checkpoint."""
     best_step: int | None = None
-    """Of the stage the run is in, since its last component was released: decoders before and after do not compare."""
+    best_by: str = ""
+    """Metric and decoder that chose it; results by another do not compare, so that the search begins anew."""
     trained: list[str] = field(default_factory=list)
     """Components that have learnt in some step."""
     position: StagePosition = field(default_factory=StagePosition)
@@ -133,7 +134,8 @@ class DecoderTraining(lightning.LightningModule):
         assert self.activity is not None
         clean = self._clean_features(part.batch) if "denoise" in self.activity.weights else None
         batch = self.pipeline.train(part.batch, draws)
-        encoded = self._encode(batch.signal, batch.lengths_B, batch.session_B, "mode" in self.activity.weights)
+        with_mode = "mode" in self.activity.weights or "mode_head" in self.progress.trained
+        encoded = self._encode(batch.signal, batch.lengths_B, batch.session_B, with_mode)
         terms = compute_terms(self.model, batch, encoded, self.activity.weights, self.blank, self.modes)
         if clean is not None:
             terms.nats["denoise"] = flow_term(
@@ -154,20 +156,19 @@ class DecoderTraining(lightning.LightningModule):
     def _share(self, name: str, nats_B: torch.Tensor, batch: Batch, terms: Terms) -> torch.Tensor:
         """A loss as this part's share of the step's, normalised and unweighted."""
         training = self.config.training
-        if name == "rnnt" and training.loss_scaling == "length":
-            nats_B = length_scaled(nats_B, terms.encoded.lengths_B, batch.label_lengths_B)
         tokens_B = batch.label_lengths_B if name in TOKEN_LOSSES else torch.ones_like(batch.label_lengths_B)
+        if name == "rnnt" and training.loss_scaling == "length":  # stands in for the division by tokens
+            nats_B = length_scaled(nats_B, terms.encoded.lengths_B, batch.label_lengths_B)
+            tokens_B = torch.ones_like(tokens_B)
         return normalised_sum(nats_B, tokens_B, training.loss_normalisation, self.global_batch)
 
     def _balanced(self, shares: dict[str, torch.Tensor], frames_BSE: torch.Tensor) -> dict[str, torch.Tensor]:
         """The losses with the transducer's scaled so that it sends as large a gradient into the encoder as CTC does."""
         if self.progress.step % BALANCE_EVERY_STEPS == 0 or not self.balance.norms:
             for name in TOKEN_LOSSES:
-                value = shares[name]
-                (gradient,) = torch.autograd.grad(value, frames_BSE, retain_graph=True)
-                squares = self._summed(gradient.float().square().sum().detach())
-                self.balance.add(name, float(squares.sqrt()))
-        return {name: value * self.balance.factor(name) for name, value in shares.items()}
+                (gradient,) = torch.autograd.grad(shares[name], frames_BSE, retain_graph=True)
+                self.balance.measure(name, float(self._summed(gradient.float().square().sum().detach())))
+        return shares | {"rnnt": shares["rnnt"] * self.balance.transducer_factor}
 
     def _begin_step(self) -> None:
         self._started = time.perf_counter()
@@ -210,6 +211,14 @@ class DecoderTraining(lightning.LightningModule):
             return here
         return bool(self._summed(torch.tensor(float(here), device=self.device)))
 
+    def from_main(self, here: tuple[float, float]) -> tuple[float, float]:
+        """The main process's two numbers, in every process."""
+        if self.trainer.world_size == 1:
+            return here
+        numbers = torch.tensor(here if self.global_rank == 0 else (0.0, 0.0), device=self.device, dtype=torch.float64)
+        first, second = self._summed(numbers).tolist()
+        return first, second
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The guard's look, after backward and un-scaling and before the weights move."""
         if self._check_owners:
@@ -227,6 +236,7 @@ class DecoderTraining(lightning.LightningModule):
         if batch.micro_batch != self.micro_batches - 1:
             return
         self.progress.step += 1
+        self.balance.settle(not self._verdict.skipped)
         if not self._verdict.skipped:
             self.progress.updates += 1
             assert self.activity is not None

@@ -33,6 +33,9 @@ def check_owners(parameters: Mapping[str, nn.Parameter], activity: Activity) -> 
     """
     for name, parameter in parameters.items():
         learns, reached = component_of(name) in activity.rates, parameter.grad is not None
+        recognises = "ctc" in activity.weights or "rnnt" in activity.weights
+        if learns and name.startswith("mode_conditioner") and not recognises:
+            continue  # only a recogniser's loss reaches what modulates its encoder
         if learns != reached and not name.startswith(SESSION_MODULE):
             raise ConfigurationError(
                 f"{name} shall learn, but no loss of this stage reaches it; take {component_of(name)} out of the "

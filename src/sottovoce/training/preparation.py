@@ -127,6 +127,15 @@ def curriculum_of(config: RunConfig, model: DecoderModel, num_trials: int) -> Cu
             f"training.scheduler.warmup_steps={training.scheduler.warmup_steps} leaves nothing of the "
             f"{curriculum.total_steps} steps of the run after the warm-up; lower it"
         )
+    if 0 < curriculum.transducer_steps <= training.rnnt_warmup_batches:
+        raise ConfigurationError(
+            f"training.rnnt_warmup_batches={training.rnnt_warmup_batches} holds the transducer back for all "
+            f"{curriculum.transducer_steps} steps of its stages; lower it, or make the stages longer"
+        )
+    if config.evaluation.decoder == "transducer" and not curriculum.transducer_steps:
+        raise ConfigurationError(
+            "evaluation.decoder=transducer, but no stage trains the transducer; choose greedy, or give it a loss weight"
+        )
     return curriculum
 
 

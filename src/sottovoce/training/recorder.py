@@ -41,18 +41,19 @@ class WindowMeans:
     """Sums of the training metrics since the last logged line; saved in checkpoints, so that a resumed run agrees."""
 
     sums: dict[str, float] = field(default_factory=dict)
-    count: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    """Steps that had a value of this name: a branch may have been switched on in between."""
 
     def add(self, values: dict[str, float]) -> None:
         """Add one step's values."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
         """The means, forgetting everything."""
-        means = {name: value / self.count for name, value in self.sums.items()}
-        self.sums, self.count = {}, 0
+        means = {name: value / self.counts[name] for name, value in self.sums.items()}
+        self.sums, self.counts = {}, {}
         return means
 
 

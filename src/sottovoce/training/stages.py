@@ -90,6 +90,15 @@ class StageConfig:
                     raise ConfigurationError(
                         f"{where}: {entry.name}={getattr(section, entry.name)} must not be negative"
                     )
+        for component in COMPONENTS:
+            factor = getattr(self.learning_rate, component)
+            if factor != 1 and component not in self.components:
+                raise ConfigurationError(
+                    f"{where}: learning_rate.{component}={factor:g} has no effect, {component} is not one of its "
+                    "components"
+                )
+        if len(set(self.components)) < len(self.components):
+            raise ConfigurationError(f"{where}: components names one of {', '.join(self.components)} twice")
         self._refuse_contradictions(where)
 
     def _refuse_contradictions(self, where: str) -> None:
@@ -134,6 +143,8 @@ class StagePosition:
     """Step at which the stage began."""
     rnnt_steps: int = 0
     """Optimiser steps so far, over all stages, in which the stage gave the transducer a weight."""
+    best: tuple[float, ...] | None = None
+    """Selection metric (smaller is better) and loss of the stage's best validation, which patience goes by."""
     waited: int = 0
     """Validations of this stage since its best one; none count while the transducer is held back."""
 
@@ -143,7 +154,15 @@ class StagePosition:
 
     def next_stage(self, step: int) -> StagePosition:
         """The position at the start of the following stage, which begins at `step`."""
-        return replace(self, index=self.index + 1, first_step=step, waited=0)
+        return replace(self, index=self.index + 1, first_step=step, best=None, waited=0)
+
+    def validated(self, now: tuple[float, ...], counts: bool) -> StagePosition:
+        """The position after a validation; one that does not count starts the search for the best anew."""
+        if not counts:
+            return replace(self, best=None, waited=0)
+        if self.best is None or now < tuple(self.best):
+            return replace(self, best=now, waited=0)
+        return replace(self, waited=self.waited + 1)
 
 
 @dataclass(frozen=True)
@@ -176,7 +195,11 @@ def planned(
     for name in names:
         if names.count(name) > 1:
             raise ConfigurationError(f"training.stages: {names.count(name)} stages are called {name}; rename one")
-    kept = [stage for stage in stages if stage.canonical_name != "denoise" or "flow_bridge" in present]
+    kept = [stage for stage in stages if "flow_bridge" in present or "flow_bridge" not in stage.components]
+    if not kept:
+        raise ConfigurationError(
+            f"training.stages: only {stages[0].name} is given, and model.flow_bridge.enabled=false leaves it out"
+        )
     for stage in kept:
         for component in stage.components:
             if component not in present and component != "preprocessor":
@@ -221,6 +244,11 @@ class Curriculum:
     def total_steps(self) -> int:
         """Steps of a run in which no stage ends early."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def transducer_steps(self) -> int:
+        """Steps of stages that give the transducer a weight, those in which it is held back included."""
+        return sum(stage.steps for stage in self.stages if stage.config.loss_weights.rnnt)
 
     def stage(self, position: StagePosition) -> Stage:
         """The stage that a run is in."""

@@ -5,6 +5,7 @@ Legend: B trials, S frames, E encoder size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -61,7 +62,11 @@ def compute_terms(
     if "mode" in weights:
         assert modes is not None and encoded.mode is not None  # the plan refuses such a stage
         targets_B = modes.of(batch.trial_ids, encoded.lengths_B.device)
-        nats["mode"] = speaking_mode_loss(encoded.mode.logits_B2, encoded.mode.embedding_BD, *targets_B)
+        settings = model.config.speaking_mode
+        assert settings is not None
+        nats["mode"] = speaking_mode_loss(
+            encoded.mode.logits_B2, encoded.mode.embedding_BD, *targets_B, settings.contrastive_weight
+        )
     return Terms(nats, logits_BSV, encoded)
 
 
@@ -112,19 +117,33 @@ def length_scaled(nats_B: torch.Tensor, frames_B: torch.Tensor, label_lengths_B:
 
 @dataclass
 class GradientBalance:
-    """Running sizes of the gradients that the CTC and the transducer loss send into the encoder."""
+    """Running sizes of the gradients that the CTC and the transducer loss send into the encoder.
+
+    The factor stays the same throughout a step: what a step measures, over all its micro-batches and processes, counts
+    from the next step on, and only if the guard let the step pass.
+    """
 
     decay: float = 0.9
     norms: dict[str, float] = field(default_factory=dict)
     """Saved in checkpoints."""
+    squares: dict[str, float] = field(default_factory=dict)
+    """Measured in the step in progress: sums of squares over its micro-batches."""
 
-    def add(self, name: str, norm: float) -> None:
-        """Take one measurement into the running mean."""
-        before = self.norms.get(name)
-        self.norms[name] = norm if before is None else self.decay * before + (1 - self.decay) * norm
+    def measure(self, name: str, squares: float) -> None:
+        """Add one micro-batch's sum of squares."""
+        self.squares[name] = self.squares.get(name, 0.0) + squares
 
-    def factor(self, name: str) -> float:
-        """Factor that gives the loss `name` a gradient as large as CTC's; 1 for CTC and where nothing was measured."""
-        if name == "ctc" or not self.norms.get(name) or not self.norms.get("ctc"):
+    def settle(self, step_is_good: bool) -> None:
+        """At the end of a step: take its measurements into the running means, or forget them."""
+        if step_is_good:
+            for name, squares in self.squares.items():
+                norm, before = math.sqrt(squares), self.norms.get(name)
+                self.norms[name] = norm if before is None else self.decay * before + (1 - self.decay) * norm
+        self.squares = {}
+
+    @property
+    def transducer_factor(self) -> float:
+        """What gives the transducer's loss a gradient as large as CTC's; 1 until both have been measured."""
+        if not self.norms.get("rnnt") or not self.norms.get("ctc"):
             return 1.0
-        return self.norms["ctc"] / self.norms[name]
+        return self.norms["ctc"] / self.norms["rnnt"]

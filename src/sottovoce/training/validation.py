@@ -15,6 +15,7 @@ from sottovoce.evaluation.inference import TextDecoder, TransducerSearch, TrialO
 from sottovoce.evaluation.scoring import METRICS, Hypothesis, score
 from sottovoce.losses.ctc import ctc_loss
 from sottovoce.metrics import error_counts
+from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.module import DecoderTraining
 
 
@@ -46,12 +47,11 @@ class Validation:
         A transducer that is not trained yet does not decode: CTC does until then.
         """
         trained = module.progress.trained
-        text_decoder, with_transducer = self.text_decoder, self.text_decoder.decoder == "transducer"
-        if with_transducer and "rnnt_decoder" not in trained:
-            text_decoder, with_transducer = replace(text_decoder, decoder="greedy"), False
+        text_decoder = replace(self.text_decoder, decoder=self.decoder_now(module))
+        with_transducer = text_decoder.decoder == "transducer"
         share = self.indices[module.global_rank :: module.trainer.world_size]
         found = [
-            _scored(output, text_decoder, module.blank, "mode_head" in trained)
+            _scored(output, text_decoder, module.blank, module.modes if "mode_head" in trained else None)
             for output in self.outputs(module, share, with_transducer)
         ]
         if module.trainer.world_size > 1:
@@ -72,6 +72,11 @@ class Validation:
             **{name: value for name, value in rates.items() if value is not None},
             "val/blank_fraction": overall.blank.value or 0.0,
         }
+
+    def decoder_now(self, module: DecoderTraining) -> str:
+        """The configured decoder, or `greedy` where that is a transducer which has not learnt anything yet."""
+        waits = self.text_decoder.decoder == "transducer" and "rnnt_decoder" not in module.progress.trained
+        return "greedy" if waits else self.text_decoder.decoder
 
     def embeddings(self, module: DecoderTraining, indices: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
         """The frames of each trial as the speaking-mode head pools them [E], by trial id; the same in every process."""
@@ -95,15 +100,15 @@ class Validation:
         )
 
 
-def _scored(output: TrialOutput, text_decoder: TextDecoder, blank: int, tells_mode: bool) -> _Scored:
-    labels, stated = output.trial.labels or (), output.trial.mode
+def _scored(output: TrialOutput, text_decoder: TextDecoder, blank: int, modes: ModeTargets | None) -> _Scored:
+    labels = output.trial.labels or ()
     log_probs = torch.from_numpy(output.log_probs_SV)[None]
     lengths = torch.tensor([len(output.log_probs_SV)]), torch.tensor([len(labels)])
     nats_B = ctc_loss(log_probs, torch.tensor([labels], dtype=torch.int64), *lengths, blank)
     errors = sum(error_counts(labels, output.greedy_symbols)[:3])
-    is_right = None
-    if stated and tells_mode and output.mode is not None:
-        is_right = (output.mode.vocalised > 0.5) == (stated == "vocalised")
+    vocalised, is_right = modes.truth(output.trial) if modes is not None else None, None
+    if vocalised is not None and output.mode is not None:
+        is_right = (output.mode.vocalised > 0.5) == vocalised
     return _Scored(text_decoder(output), float(nats_B), errors, is_right)
 
 
