@@ -151,3 +151,16 @@ def test_gradients_reach_every_parameter() -> None:
 def test_senseless_settings_are_rejected(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"model\.stem"):
         StemConfig(**setting)
+
+
+def test_a_bad_batch_leaves_the_running_statistics_alone() -> None:
+    torch.manual_seed(0)
+    stem = Stem(StemConfig(width=8, normalisation="batch"), 4).train()
+    assert stem.batch_norm is not None
+    stem(torch.randn(2, 9, 4), torch.tensor([9, 7]))
+    before = stem.batch_norm.running_mean.clone(), stem.batch_norm.running_var.clone()
+    bad = torch.randn(2, 9, 4)
+    bad[1, 3] = float("nan")
+    stem(bad, torch.tensor([9, 7]))
+    assert torch.equal(stem.batch_norm.running_mean, before[0])
+    assert torch.equal(stem.batch_norm.running_var, before[1])

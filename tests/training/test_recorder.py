@@ -49,7 +49,7 @@ def test_window_means() -> None:
     window.add({"a": 3.0})
     assert WindowMeans(**vars(window)).take() == {"a": 2.0}
     assert window.take() == {"a": 2.0}
-    assert window.count == 0
+    assert window.counts == {}
 
 
 def test_a_value_that_begins_in_mid_window_is_averaged_over_its_own_steps() -> None:

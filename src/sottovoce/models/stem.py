@@ -121,8 +121,10 @@ class MaskedBatchNorm(nn.Module):
             mean_C = x_BTC.sum((0, 1)) / count
             variance_C = ((x_BTC - mean_C) * mask_BT1).square().sum((0, 1)) / count
             with torch.no_grad():
-                self.running_mean.lerp_(mean_C, self.momentum)
-                self.running_var.lerp_(variance_C * (count / (count - 1).clamp(min=1)), self.momentum)
+                unbiased_C = variance_C * (count / (count - 1).clamp(min=1))
+                sound_C = mean_C.isfinite() & unbiased_C.isfinite()  # the guard drops a bad step; so must this
+                for running_C, now_C in ((self.running_mean, mean_C), (self.running_var, unbiased_C)):
+                    running_C.copy_(torch.where(sound_C, running_C.lerp(now_C, self.momentum), running_C))
         return ((x_BTC - mean_C) * (variance_C + EPS).rsqrt() * self.weight + self.bias) * mask_BT1
 
 
