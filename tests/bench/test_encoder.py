@@ -16,7 +16,7 @@ def test_every_contestant_takes_a_step_in_every_round(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(encoder, "SHAPES", (SMALL,))
-    monkeypatch.setattr(encoder, "_extra_mib", lambda name, shape: 12.5)
+    monkeypatch.setattr(encoder, "in_new_process", lambda measure, name, shape: 12.5)
     rows = bench_encoder(rounds=3)
     assert [row.name for row in rows] == list(CONTESTANTS)
     assert {len(row.seconds) for row in rows} == {3}
@@ -35,16 +35,3 @@ def test_frame_by_frame_is_the_same_encoder() -> None:
         x = torch.linspace(-1, 1, 2 * 9 * 64).reshape(2, 9, 64)
         outputs.append(model(x, torch.tensor([9, 5]))[0])
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.skipif(not encoder.PROCESS_STATUS.exists(), reason="the system does not tell a process's peak memory")
-def test_extra_memory_is_that_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 MiB held for the length of a step show up, whatever the process used before."""
-
-    class Hungry(torch.nn.Module):
-        def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            size = 2**24 if x.shape[1] == SMALL.frames else 1
-            return x.requires_grad_() + torch.ones(size).sum(), lengths
-
-    monkeypatch.setitem(CONTESTANTS, "hungry", lambda shape: Hungry())
-    assert 60 < encoder._measure_extra_mib("hungry", SMALL, 1) < 80

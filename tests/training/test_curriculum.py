@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sottovoce.core.checkpoints import read_state
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.simulate.settings import SimulationSettings
@@ -125,7 +126,8 @@ def test_stages_follow_each_other_and_say_what_they_train(uninterrupted: Path) -
     started = [e for e in events if e["event"] == "stage_started"]
     assert started[0]["trainable_parameters"] == unfrozen["trainable_before"]
     assert started[1]["loss_weights"] == {"ctc": 0.3, "rnnt": 1.0}
-    assert set(run.trained) == set(COMPONENTS)
+    _, state = read_state(uninterrupted / "checkpoints" / "last")
+    assert set(state["progress"]["trained"]) == set(COMPONENTS)
     assert [e["step"] for e in events if e["event"] == "modes_refreshed"] == [18, JOINT_END + MODE_STEPS, TOTAL]
     (measured,) = (e for e in events if e["event"] == "flow_bridge_measured")
     assert measured["used"] == (measured["with_bridge"] < measured["without"]) == run.model.use_flow_bridge
@@ -293,7 +295,8 @@ def test_a_stage_of_the_mode_head_alone_and_a_release_at_a_stages_end(blocks_t15
     events = read_json_lines(tmp_path / "boundary" / "events.jsonl")
     assert [(e["step"], e["components"]) for e in events if e["event"] == "unfrozen"] == [(4, ["rnnt_decoder"])]
     assert not [e for e in events if e["event"] == "step_skipped"]
-    assert load_run(tmp_path / "boundary").trained == ("ctc_decoder", "encoder", "mode_head", "rnnt_decoder")
+    _, state = read_state(tmp_path / "boundary" / "checkpoints" / "last")
+    assert state["progress"]["trained"] == ["ctc_decoder", "encoder", "mode_head", "rnnt_decoder"]
 
 
 def test_a_warm_up_longer_than_the_run_is_refused(blocks_t15: Path, tmp_path: Path) -> None:

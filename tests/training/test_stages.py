@@ -67,6 +67,9 @@ def test_no_hold_and_no_ramp() -> None:
         ({"loss_weights": LossWeights(ctc=-1)}, "must not be negative"),
         ({"steps": 3}, "exactly one of epochs and steps"),
         ({"epochs": 0}, "at least 1"),
+        ({"metric": "loss"}, "choose one of per"),
+        ({"components": (*JOINT.components, "encoder")}, "twice"),
+        ({"learning_rate": LearningRateFactors(mode_head=2)}, "has no effect"),
         ({"components": ("encoder", "head")}, "no component 'head'"),
     ],
 )

@@ -8,7 +8,6 @@ Legend: B trials, S frames, E width.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sottovoce.bench.memory import in_new_process, peak_rise_mib
 from sottovoce.bench.rows import Row
 from sottovoce.models.gru import GRUConfig, GRUEncoder
 from sottovoce.models.ssm import Block, SSMEncoder
@@ -58,6 +58,18 @@ def _by_frames(shape: Shape) -> nn.Module:
     return encoder
 
 
+class _TorchGRU(nn.Module):
+    """PyTorch's layer, forward and backward."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        dropout = shape.settings.dropout if shape.gru_layers > 1 else 0.0
+        self.gru = nn.GRU(shape.width, shape.gru_units, shape.gru_layers, batch_first=True, dropout=dropout)
+
+    def forward(self, x_BSE: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.gru(x_BSE)[0], lengths_B
+
+
 OURS = "state-space encoder, both directions"
 CONTESTANTS: dict[str, Callable[[Shape], nn.Module]] = {
     OURS: lambda s: SSMEncoder(s.settings, s.width),
@@ -66,7 +78,8 @@ CONTESTANTS: dict[str, Callable[[Shape], nn.Module]] = {
         SSMConfig(kind="mamba1", layers=s.layers, width=s.width, state_size=16), s.width
     ),
     "… frame by frame": _by_frames,
-    "GRU": lambda s: GRUEncoder(GRUConfig(s.gru_units, s.gru_layers, s.settings.dropout), s.width),
+    "GRU, our backward pass": lambda s: GRUEncoder(GRUConfig(s.gru_units, s.gru_layers, s.settings.dropout), s.width),
+    "GRU, torch.nn.GRU": _TorchGRU,
 }
 
 
@@ -85,7 +98,8 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
             step(shape.batch, shape.frames)
             seconds[name].append(time.perf_counter() - start)
     kept = {name: found[WARM_UP_STEPS:] for name, found in seconds.items()}
-    return [Row(name, str(shape), found, kept[OURS], _extra_mib(name, shape)) for name, found in kept.items()]
+    memory = {name: in_new_process(extra_memory, name, shape) for name in kept}
+    return [Row(name, str(shape), found, kept[OURS], memory[name]) for name, found in kept.items()]
 
 
 class _Step:
@@ -102,24 +116,8 @@ class _Step:
             parameter.grad = None
 
 
-def _extra_mib(name: str, shape: Shape) -> float | None:
-    if not PROCESS_STATUS.exists():
-        return None
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_extra_mib, (name, shape, torch.get_num_threads()))
-
-
-def _measure_extra_mib(name: str, shape: Shape, threads: int) -> float:
-    """In a process of its own, so that nothing freed earlier is used again."""
-    torch.set_num_threads(threads)
+def extra_memory(name: str, shape: Shape) -> float | None:
+    """MiB of a step beyond parameters and inputs."""
     step = _Step(CONTESTANTS[name](shape), shape)
     step(1, 2)
-    before = _peak_mib()
-    for _ in range(3):
-        step(shape.batch, shape.frames)
-    return _peak_mib() - before
-
-
-def _peak_mib() -> float:
-    (line,) = (line for line in PROCESS_STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    return peak_rise_mib(lambda: step(shape.batch, shape.frames))

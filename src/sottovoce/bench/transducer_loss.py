@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from sottovoce.bench.memory import in_new_process, peak_rise_mib
 from sottovoce.bench.rows import Row
 from sottovoce.losses import fused_transducer_loss, transducer_loss
 
@@ -139,7 +137,13 @@ def _compare(contestants: dict[str, str], shape: Shape, rounds: int) -> list[Row
             seconds[name].append(time.perf_counter() - start)
     ours = seconds[next(iter(contestants))][WARM_UP_ROUNDS:]
     return [
-        Row(name, str(shape), found[WARM_UP_ROUNDS:], ours, peak_mib=in_new_process(contestants[name], shape))
+        Row(
+            name,
+            str(shape),
+            found[WARM_UP_ROUNDS:],
+            ours,
+            peak_mib=in_new_process(extra_memory, contestants[name], shape),
+        )
         for name, found in seconds.items()
     ]
 
@@ -148,30 +152,9 @@ def _step(contestant: Callable[[Inputs], torch.Tensor], inputs: Inputs) -> None:
     contestant(inputs).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def in_new_process(function: str, shape: Shape) -> float | None:
-    """`extra_memory`, not blurred by what this process has allocated and freed before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(extra_memory, function, shape, torch.get_num_threads()).result()
-
-
-def extra_memory(function: str, shape: Shape, threads: int) -> float | None:
-    """MiB at the peak of one forward and backward pass beyond what the process holds before, inputs included.
-
-    None where the system does not tell (`/proc` is Linux's).
-    """
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    torch.set_num_threads(threads)
+def extra_memory(function: str, shape: Shape) -> float | None:
+    """MiB of one forward and backward pass beyond its inputs."""
     contestant, joint = globals()[function], function in JOINTS.values()
     _step(contestant, Inputs(TINY, joint))  # loads and compiles what there is to load and compile
     inputs = Inputs(shape, joint)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held now
-    before = _status("VmRSS")
-    _step(contestant, inputs)
-    return (_status("VmHWM") - before) / MIB
-
-
-def _status(key: str) -> int:
-    """A figure in KiB of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
+    return peak_rise_mib(lambda: _step(contestant, inputs))

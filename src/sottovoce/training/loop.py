@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -287,9 +287,12 @@ class RunLoop:
             self._record_validation(values)
             now = self._ranked(values)
         now = self.module.from_main(now)
-        progress.position = progress.position.validated(now, not self.curriculum.holds_back(progress.position))
         best_by = f"{self._selection_metric} {self.validation.decoder_now(self.module)}"
-        if progress.best is None or progress.best_by != best_by or now < tuple(progress.best):
+        if progress.best_by != best_by:
+            progress.best = None
+            progress.position = replace(progress.position, best=None, waited=0)
+        progress.position = progress.position.validated(now, not self.curriculum.holds_back(progress.position))
+        if progress.best is None or now < tuple(progress.best):
             progress.best, progress.best_step, progress.best_by = list(now), progress.step, best_by
             self._save("best", values)
 

@@ -90,6 +90,9 @@ class StageConfig:
                     raise ConfigurationError(
                         f"{where}: {entry.name}={getattr(section, entry.name)} must not be negative"
                     )
+        if len(set(self.components)) < len(self.components):
+            raise ConfigurationError(f"{where}: components names one of {', '.join(self.components)} twice")
+        self._refuse_contradictions(where)
         for component in COMPONENTS:
             factor = getattr(self.learning_rate, component)
             if factor != 1 and component not in self.components:
@@ -97,9 +100,6 @@ class StageConfig:
                     f"{where}: learning_rate.{component}={factor:g} has no effect, {component} is not one of its "
                     "components"
                 )
-        if len(set(self.components)) < len(self.components):
-            raise ConfigurationError(f"{where}: components names one of {', '.join(self.components)} twice")
-        self._refuse_contradictions(where)
 
     def _refuse_contradictions(self, where: str) -> None:
         moving = [c for c in self.components if getattr(self.learning_rate, c) > 0]
