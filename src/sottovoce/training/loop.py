@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import signal
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -27,6 +26,7 @@ from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
 from sottovoce.training.guard import Verdict
 from sottovoce.training.module import DecoderTraining, Progress
+from sottovoce.training.notices import notices
 from sottovoce.training.ownership import num_trainable
 from sottovoce.training.preparation import Prepared, steps_per_epoch
 from sottovoce.training.recorder import RunRecorder, WindowMeans
@@ -68,7 +68,7 @@ class RunLoop:
         self._steps_per_epoch = steps_per_epoch(prepared.config, len(prepared.train_indices))
         self.window = WindowMeans()
         self.skipped_trials = prepared.skipped
-        self.notices = list(_notices(prepared))
+        self.notices = list(notices(prepared))
         self._recorder: RunRecorder | None = None
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
@@ -343,27 +343,3 @@ def _peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _notices(prepared: Prepared) -> Iterator[str]:
-    """What the person who starts the run should know about its data."""
-    trials = prepared.trial_set.trials
-    if prepared.data_warnings:
-        counts = ", ".join(f"{count} × {code}" for code, count in prepared.data_warnings.items())
-        yield f"warnings about the data: {counts}; sottovoce check {prepared.config.data.data_root} shows them"
-    if not prepared.val_indices:
-        yield "no validation trials: nothing is validated, and checkpoints/last is what evaluate and decode will use"
-    left_out = len(prepared.config.training.stages) - len(prepared.curriculum.stages)
-    if prepared.config.training.stages and left_out:
-        yield "the stage of the flow bridge is left out; model.flow_bridge.enabled=true would add it"
-    warmup, total = prepared.config.training.scheduler.warmup_steps, prepared.curriculum.total_steps
-    if warmup >= total:
-        yield (
-            f"training.scheduler.warmup_steps={warmup}: the learning rate is still rising when the run ends after "
-            f"{total} steps, at {total / warmup:.0%} of its peak"
-        )
-    trained = {trials[i].session for i in prepared.train_indices}
-    untrained = sorted({trials[i].session for i in prepared.val_indices} - trained)
-    if untrained and prepared.model.session_adapter is not None:
-        others = f" and {len(untrained) - 1} more" if len(untrained) > 1 else ""
-        yield f"no training trials in the session {untrained[0]}{others}: the adapter stays the identity"
