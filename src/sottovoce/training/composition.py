@@ -72,7 +72,9 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
         with initialize_config_module(RECIPES, version_base="1.3"):
             return config_from(compose("config", checked))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigurationError(" ".join(str(error).split())) from error
+        reason = " ".join(str(error).split())
+        hint = "; the recipe has no stage of that number" if "override ++training.stages." in reason else ""
+        raise ConfigurationError(f"{reason}{hint}") from error
 
 
 def config_from(composed: DictConfig) -> RunConfig:
