@@ -30,15 +30,15 @@ class Draws:
     @cached_property
     def trials(self) -> tuple[torch.Generator, ...]:
         """One generator a trial."""
-        return tuple(
-            torch_generator(self.seed, "augmentation", self.step, 1 + position, device=self.device)
-            for position in self.positions
-        )
+        return self._generators()
 
     def for_corruption(self) -> tuple[torch.Generator, ...]:
         """One generator a trial, independent of `trials`."""
+        return self._generators(1)
+
+    def _generators(self, *stream: int) -> tuple[torch.Generator, ...]:
         return tuple(
-            torch_generator(self.seed, "augmentation", self.step, 1 + position, 1, device=self.device)
+            torch_generator(self.seed, "augmentation", self.step, 1 + position, *stream, device=self.device)
             for position in self.positions
         )
 

@@ -9,12 +9,13 @@ from sottovoce.core.configuration import MISSING
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.data.config import DataConfig
 from sottovoce.evaluation.config import EvaluationConfig
+from sottovoce.evaluation.scoring import METRICS
 from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
 from sottovoce.losses.combine import LOSS_SCALINGS, NORMALISATIONS
 from sottovoce.losses.flow_matching import CorruptionConfig
 from sottovoce.models.compose import ModelConfig
 from sottovoce.training.schedules import SchedulerConfig
-from sottovoce.training.stages import SELECTION_METRICS, StageConfig
+from sottovoce.training.stages import StageConfig
 from sottovoce.training.tracking import WandbConfig
 
 
@@ -114,9 +115,9 @@ class TrainingConfig:
             raise ConfigurationError(
                 f"training.loss_scaling={self.loss_scaling}: choose one of {', '.join(LOSS_SCALINGS)}"
             )
-        if self.selection_metric not in SELECTION_METRICS:
+        if self.selection_metric not in METRICS:
             raise ConfigurationError(
-                f"training.selection_metric={self.selection_metric}: choose one of {', '.join(SELECTION_METRICS)}"
+                f"training.selection_metric={self.selection_metric}: choose one of {', '.join(METRICS)}"
             )
         if self.precision not in ("float32", "bfloat16", "auto"):
             raise ConfigurationError(f"training.precision={self.precision}: choose float32, bfloat16 or auto")

@@ -65,7 +65,11 @@ class GradientGuard:
     """The most recent skipped step."""
 
     def inspect(
-        self, parameters: Mapping[str, nn.Parameter], losses: Mapping[str, float], bad_elsewhere: bool = False
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        losses: Mapping[str, float],
+        bad_elsewhere: bool = False,
+        zero_elsewhere: bool = True,
     ) -> Verdict:
         """Clip the gradients, or drop them all if anything is not finite.
 
@@ -74,6 +78,8 @@ class GradientGuard:
             losses: each utterance's loss in this step (this process's part), by trial id.
             bad_elsewhere: another process saw a non-finite loss. Gradients are already summed over processes, so
                 their norm is the same everywhere.
+            zero_elsewhere: no other process saw a loss above 0. All processes must decide alike, so that zeros here
+                alone are no reason.
 
         Raises:
             TrainingAborted: `max_bad_steps` steps in a row were skipped.
@@ -84,7 +90,7 @@ class GradientGuard:
         bad_utterances = [f"{name} ({value})" for name, value in losses.items() if not math.isfinite(value)]
         if bad_utterances or bad_elsewhere:
             return self._skip(parameters, norm, "nonfinite_loss", bad_utterances, bad_elsewhere)
-        if losses and not any(losses.values()):
+        if losses and zero_elsewhere and not any(losses.values()):
             # A probability of exactly 1 is no achievement but a loss that was never computed, or replaced by a number.
             return self._skip(parameters, norm, "zero_loss", [f"{len(losses)} losses, all 0"], bad_elsewhere=False)
         if not math.isfinite(norm):

@@ -228,7 +228,8 @@ class DecoderTraining(lightning.LightningModule):
         bad_anywhere = self.anywhere(any(not math.isfinite(nats) for nats in self._losses.values()))
         several = len(self.activity.weights) > 1 if self.activity else False
         losses = {f"{trial} {name}" if several else trial: nats for (name, trial), nats in self._losses.items()}
-        self._verdict = self.guard.inspect(self.named, losses, bad_anywhere)
+        zero_everywhere = not self.anywhere(any(losses.values()))
+        self._verdict = self.guard.inspect(self.named, losses, bad_anywhere, zero_everywhere)
         self._metrics["train/gradient_norm"] = self._verdict.gradient_norm
 
     def on_train_batch_end(self, outputs: Any, batch: StepPart, batch_idx: int) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 from sottovoce.core.errors import ConfigurationError
+from sottovoce.evaluation.scoring import METRICS
 from sottovoce.models.compose import COMPONENTS
 
 DECODER_OF: Final = {"ctc": "ctc_decoder", "rnnt": "rnnt_decoder", "mode": "mode_head", "denoise": "flow_bridge"}
 """The component that each loss belongs to: the one is on exactly when the other is."""
-SELECTION_METRICS: Final = ("per", "wer", "cer", "wra")
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class StageConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{where}: {name}={value} must be at least 1")
-        if self.metric is not None and self.metric not in SELECTION_METRICS:
-            raise ConfigurationError(f"{where}: metric={self.metric}: choose one of {', '.join(SELECTION_METRICS)}")
+        if self.metric is not None and self.metric not in METRICS:
+            raise ConfigurationError(f"{where}: metric={self.metric}: choose one of {', '.join(METRICS)}")
         for component in self.components:
             if component not in COMPONENTS:
                 raise ConfigurationError(f"{where}: no component {component!r}; choose of {', '.join(COMPONENTS)}")
