@@ -95,11 +95,45 @@ def test_two_processes_are_one(tiny_t15: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
 
 
+def test_weights_that_are_lost_stop_the_run_with_the_cause(tiny_t15: Path, tmp_path: Path) -> None:
+    prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, "bad")))
+    with torch.no_grad():
+        prepared.model.head.bias[3] = math.nan
+    with pytest.raises(TrainingAborted, match=r"poisoned_weights: head.bias.*nothing was kept"):
+        fit(prepared, RunLoop(prepared, tmp_path), build_trainer(prepared.config))
+    told = [e["event"] for e in read_json_lines(tmp_path / "events.jsonl")]
+    assert told == ["stage_started", "rolled_back", "run_aborted"]
+    assert not has_checkpoint(tmp_path / "checkpoints" / "last")
+
+
+def test_weights_that_are_lost_on_the_way_are_taken_back(tiny_t15: Path, tmp_path: Path) -> None:
+    prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, "lost")))
+    loop = RunLoop(prepared, tmp_path)
+    module, kept = loop.module, {}
+
+    def spoil(*_: object) -> None:
+        if module.progress.step == 6:  # the last checkpoint is of this step
+            kept.update({name: p.detach().clone() for name, p in module.named.items()})
+        if module.progress.step == 7:
+            with torch.no_grad():
+                module.model.head.bias[3] = math.nan
+        if module.progress.step == 8:
+            assert all(torch.equal(p, kept[name]) for name, p in module.named.items())
+
+    module.model.register_forward_pre_hook(spoil)
+    module.model.head.register_forward_pre_hook(spoil)
+    fit(prepared, loop, build_trainer(prepared.config))
+    events = read_json_lines(tmp_path / "events.jsonl")
+    assert [(e["step"], e["code"]) for e in events if e["event"] == "rolled_back"] == [(8, "poisoned_weights")]
+    assert not [e for e in events if e["event"] == "step_skipped"]
+    assert module.progress.step == STEPS
+    assert all(bool(p.isfinite().all()) for p in module.model.parameters())
+
+
 def test_a_poisoned_model_stops_the_run_with_the_cause(tiny_t15: Path, tmp_path: Path) -> None:
     config = compose_config(overrides(tiny_t15, tmp_path, "bad", "training.max_bad_steps=3"))
     prepared = prepare(config)
-    with torch.no_grad():
-        prepared.model.head.bias[3] = math.nan
+    prepared.model.head.register_forward_hook(lambda module, inputs, logits: logits * math.nan)
     loop = RunLoop(prepared, tmp_path)
     with pytest.raises(TrainingAborted, match="nonfinite_loss in 3 steps in a row"):
         fit(prepared, loop, build_trainer(prepared.config))

@@ -14,6 +14,7 @@ from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
 from sottovoce.losses.combine import LOSS_SCALINGS, NORMALISATIONS
 from sottovoce.losses.flow_matching import CorruptionConfig
 from sottovoce.models.compose import ModelConfig
+from sottovoce.training.guard import GuardConfig
 from sottovoce.training.schedules import SchedulerConfig
 from sottovoce.training.stages import StageConfig
 from sottovoce.training.tracking import WandbConfig
@@ -87,6 +88,7 @@ class TrainingConfig:
     """Average and write the training metrics this often."""
     max_bad_steps: int = 10
     """This many skipped steps in a row end the run."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
     num_threads: int | None = None
     """CPU threads of PyTorch's operations; absent: one a core. Exact resume needs the same number."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ from sottovoce.core.checkpoints import (
 )
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import CheckpointError, ConfigurationError, TrainingAborted
+from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
 from sottovoce.training.guard import Verdict
@@ -33,12 +35,14 @@ from sottovoce.training.recorder import RunRecorder, WindowMeans
 from sottovoce.training.stages import Stage, StagePosition
 from sottovoce.training.tracking import Tracker
 from sottovoce.training.validation import Validation
+from sottovoce.training.watch import NoWatch, StepView, Watch
 
 
 class RunLoop:
     """What happens after every optimiser step: the run's records, its validation and its checkpoints."""
 
-    def __init__(self, prepared: Prepared, run_dir: Path) -> None:
+    def __init__(self, prepared: Prepared, run_dir: Path, watch: Watch | None = None) -> None:
+        self.watch: Watch = watch or NoWatch()
         self.config = prepared.config
         self.run_dir = run_dir
         self.stopped_by_user = False
@@ -62,6 +66,7 @@ class RunLoop:
             self.curriculum,
             prepared.modes,
             self.begin,
+            lambda verdict: self.watch.before_update(self.module, verdict),
             self.after_step,
         )
         self._train_indices = prepared.train_indices
@@ -70,6 +75,7 @@ class RunLoop:
         self.skipped_trials = prepared.skipped
         self.notices = list(notices(prepared))
         self._recorder: RunRecorder | None = None
+        self._stage_name = ""
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
         self._previous_handlers: dict[int, Any] = {}
@@ -88,8 +94,8 @@ class RunLoop:
         try:
             progress = state["progress"]
             self.module.progress = Progress(**{**progress, "position": StagePosition(**progress["position"])})
-            self.module.guard.skipped.update(state["skipped"])
-            self.module.guard.in_a_row = state["skipped_in_a_row"]
+            self.module.guard.restore(state["guard"])
+            self.watch.restore(state["watch"])
             self.window = WindowMeans(**state["window"])
             self.module.balance.norms.update(state["balance"])
             self.module.model.use_flow_bridge = state["use_flow_bridge"]
@@ -105,8 +111,13 @@ class RunLoop:
         self._optimizer_state = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous_handlers[number] = signal.signal(number, self._request_stop)
-        if self.module.global_rank != 0:
-            return
+        if self.module.global_rank == 0:
+            self._open_records()
+        self._tell(self.watch.begin(self.run_dir, self.module, self._optimizer))
+        self.module.guard.keep(self.module.named, self._optimizer)
+
+    def _open_records(self) -> None:
+        """The main process's records, and what the person who started the run should know."""
         step = self.module.progress.step
         wandb = self.config.wandb
         tracker = Tracker(wandb, self.run_dir, plain(self.config), self._steps_per_epoch) if wandb.enabled else None
@@ -132,9 +143,11 @@ class RunLoop:
         training, step = self.config.training, self.module.progress.step
         self.stopped_by_user = self.module.anywhere(self.stopped_by_user)  # all processes stop at the same step
         if verdict.skipped:
-            self._event("step_skipped", code=verdict.cause, evidence=verdict.evidence)
+            self._bad_step(verdict)
         else:
             self.window.add(metrics)
+        view = StepView(step, verdict, metrics, self.module.losses, self.module, self._optimizer, self._stage_name)
+        self._tell(self.watch.after_step(view))
         if step % training.log_every_steps == 0 and self.window.counts:
             means = self.window.take() | {"train/peak_memory_mib": _peak_memory_mib(self.module.device)}
             if self._recorder is not None:
@@ -142,6 +155,7 @@ class RunLoop:
                 self._recorder.show(step, {name: means[name] for name in ("train/loss", "train/gradient_norm")})
         progress = self.module.progress
         stage = self.curriculum.stage(progress.position)
+        self._stage_name = stage.name
         stage_is_over = step - progress.position.first_step == stage.steps
         if step % training.validate_every_steps == 0 or stage_is_over:
             self._validate()
@@ -158,6 +172,7 @@ class RunLoop:
             causes = ", ".join(f"{count} × {cause}" for cause, count in self.module.guard.skipped.items())
             self._recorder.say(f"skipped steps: {causes}, of {step}; see events.jsonl")
         if finished:
+            self._tell(self.watch.finished(step))
             self._event("run_finished")
         if self.stopped_by_user or finished:
             self.module.trainer.should_stop = True
@@ -247,11 +262,27 @@ class RunLoop:
 
     def aborted(self, reason: TrainingAborted) -> None:
         """The guard gave up: keep the last good weights and say why."""
-        verdict = self.module.guard.last_skip
+        verdict, guard, module = self.module.guard.last_skip, self.module.guard, self.module
         assert verdict is not None
-        self._event("step_skipped", code=verdict.cause, evidence=verdict.evidence)
-        self._save("last")
+        self._bad_step(verdict)
+        view = StepView(module.progress.step + 1, verdict, {}, module.losses, module, self._optimizer, self._stage_name)
+        self._tell(self.watch.after_step(view))
+        if verdict.action == "skip" or guard.can_roll_back:
+            self._save("last")
         self._event("run_aborted", code="too_many_bad_steps", message=str(reason))
+
+    def _bad_step(self, verdict: Verdict) -> None:
+        event = "rolled_back" if verdict.action == "roll_back" else "step_skipped"
+        self._event(event, code=verdict.cause, evidence=verdict.evidence)
+
+    def _tell(self, findings: Iterable[Finding]) -> None:
+        """Record what the watch has found, and say it."""
+        for finding in findings:
+            if self._recorder is not None:
+                details = finding.as_dict()
+                code, step = details.pop("code"), details.pop("step")
+                self._recorder.event(self.module.progress.step if step is None else step, code, **details)
+                self._recorder.say(str(finding))
 
     def close(self) -> None:
         """After the last step, or when the run ends early."""
@@ -285,6 +316,7 @@ class RunLoop:
         progress, now = self.module.progress, (0.0, 0.0)
         if self._recorder is not None:
             self._record_validation(values)
+            self._tell(self.watch.validated(progress.step, values))
             now = self._ranked(values)
         now = self.module.from_main(now)
         best_by = f"{self._selection_metric} {self.validation.decoder_now(self.module)}"
@@ -318,6 +350,8 @@ class RunLoop:
         return (-values[metric] if metric == "val/wra" else values[metric]), values["val/loss"]
 
     def _save(self, name: str, values: dict[str, float] | None = None) -> None:
+        if name == "last" and (lost := self.module.guard.keep(self.module.named, self._optimizer)):
+            self._bad_step(lost)
         if self._recorder is None:
             return
         module = self.module
@@ -326,8 +360,8 @@ class RunLoop:
             parts["optimizer"] = optimizer_tensors(self._optimizer, {p: n for n, p in module.named.items()})
         state = {
             "progress": asdict(module.progress),
-            "skipped": dict(module.guard.skipped),
-            "skipped_in_a_row": module.guard.in_a_row,
+            "guard": module.guard.state(),
+            "watch": self.watch.state(),
             "window": asdict(self.window),
             "balance": module.balance.norms,
             "use_flow_bridge": module.model.use_flow_bridge,

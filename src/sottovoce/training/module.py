@@ -24,7 +24,7 @@ from sottovoce.decoding.greedy import blank_fraction
 from sottovoce.features.augmentation import Draws
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.losses.combine import normalised_sum
-from sottovoce.models.compose import DecoderModel, Encoded
+from sottovoce.models.compose import DecoderModel, Encoded, component_of
 from sottovoce.training.config import RunConfig
 from sottovoce.training.guard import GradientGuard, Verdict
 from sottovoce.training.mode_targets import ModeTargets
@@ -77,9 +77,12 @@ class DecoderTraining(lightning.LightningModule):
         curriculum: Curriculum,
         modes: ModeTargets | None,
         begin: Callable[[], None],
+        before_update: Callable[[Verdict], None],
         after_step: Callable[[Verdict, dict[str, float]], None],
     ) -> None:
-        """`begin` is called before the first step, `after_step` after every one, skipped or not."""
+        """`begin` is called before the first step, `before_update` in every one when the guard has decided and the
+        weights have not moved yet, `after_step` after every one, skipped or not.
+        """
         super().__init__()
         self.config = config
         self.model = model
@@ -88,13 +91,18 @@ class DecoderTraining(lightning.LightningModule):
         self.curriculum = curriculum
         self.modes = modes
         self.begin = begin
+        self.before_update = before_update
         self.after_step = after_step
         self.progress = Progress()
-        self.guard = GradientGuard(config.training.max_grad_norm, config.training.max_bad_steps)
+        self.guard = GradientGuard(config.training.max_grad_norm, config.training.max_bad_steps, config.training.guard)
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._encode = cast(Encode, torch.compile(model.encode)) if config.training.compile else model.encode
         self.balance = GradientBalance()
-        self._losses: dict[tuple[str, str], float] = {}
+        self.groups = {name: component_of(name) for name in self.named}
+        self.parts: list[StepPart] = []
+        """What the step in progress, or just done, was computed from."""
+        self.losses: dict[tuple[str, str], float] = {}
+        """Nats of the same step by (loss, trial id)."""
         self._metrics: dict[str, float] = {}
         self._started = 0.0
         self._verdict = Verdict(math.nan)
@@ -108,9 +116,14 @@ class DecoderTraining(lightning.LightningModule):
         return self.config.training.gradient_accumulation_steps
 
     @property
+    def world_size(self) -> int:
+        """Processes that train together; 1 outside a trainer."""
+        return 1 if self._trainer is None else self._trainer.world_size
+
+    @property
     def global_batch(self) -> int:
         """Trials of one optimiser step over all processes."""
-        return self.config.training.batch_size * self.micro_batches * self.trainer.world_size
+        return self.config.training.batch_size * self.micro_batches * self.world_size
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The one optimiser of the run."""
@@ -128,7 +141,13 @@ class DecoderTraining(lightning.LightningModule):
     def training_step(self, part: StepPart, batch_idx: int) -> torch.Tensor:
         """This part's share of the step's loss."""
         if part.micro_batch == 0:
-            self._begin_step()
+            self.enter_step()
+            self._set_learning_rates()
+        return self.forward_part(part)
+
+    def forward_part(self, part: StepPart) -> torch.Tensor:
+        """This part's share of the step's loss; `enter_step` comes before a step's first part."""
+        self.parts.append(part)
         torch.manual_seed(seed_for(self.config.seed, "dropout", part.step, part.micro_batch, self.global_rank))
         draws = Draws(self.config.seed, part.step, part.positions, part.batch.signal.device)
         assert self.activity is not None
@@ -147,7 +166,7 @@ class DecoderTraining(lightning.LightningModule):
         share = torch.stack([self.activity.weights[name] * value for name, value in shares.items()]).sum()
         self._note(batch, terms, share.detach())
         # Lightning divides by the micro-batches and averages over processes; the share is already final.
-        return share * (self.micro_batches * self.trainer.world_size)
+        return share * (self.micro_batches * self.world_size)
 
     def _clean_features(self, batch: Batch) -> Batch:
         """The features as recorded, without augmentation."""
@@ -170,18 +189,22 @@ class DecoderTraining(lightning.LightningModule):
                 self.balance.measure(name, float(self._summed(gradient.float().square().sum().detach())))
         return shares | {"rnnt": shares["rnnt"] * self.balance.transducer_factor}
 
-    def _begin_step(self) -> None:
+    def enter_step(self) -> None:
+        """Forget the step before; let gradients reach what the next one moves."""
         self._started = time.perf_counter()
-        self._losses, self._metrics = {}, {}
+        self.parts, self.losses, self._metrics = [], {}, {}
         now = self.curriculum.activity(self.progress.position)
         if self.activity is None or now.rates.keys() != self.activity.rates.keys():
             freeze_others(self.named, now)
             self._check_owners = True
         self.activity = now
+
+    def _set_learning_rates(self) -> None:
+        assert self.activity is not None
         scheduler, total_steps = self.config.training.scheduler, self.curriculum.total_steps
         factor = learning_rate_factor(self.progress.updates, scheduler, total_steps)
         optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
-        for name, rate in set_learning_rates(optimizer, factor, now.rates).items():
+        for name, rate in set_learning_rates(optimizer, factor, self.activity.rates).items():
             self._metrics[f"learning_rate/{name}"] = rate
 
     def _note(self, batch: Batch, terms: Terms, share: torch.Tensor) -> None:
@@ -191,7 +214,7 @@ class DecoderTraining(lightning.LightningModule):
         }
         for name, nats_B in terms.nats.items():
             nats_B = nats_B.detach()
-            self._losses.update(zip(((name, trial) for trial in batch.trial_ids), nats_B.tolist(), strict=True))
+            self.losses.update(zip(((name, trial) for trial in batch.trial_ids), nats_B.tolist(), strict=True))
             part[METRIC_NAMES[name]] = float(self._summed(nats_B.sum())) / self.global_batch
         if terms.ctc_logits_BSV is not None:
             blanks = blank_fraction(terms.ctc_logits_BSV.detach(), terms.encoded.lengths_B, self.blank)
@@ -201,19 +224,19 @@ class DecoderTraining(lightning.LightningModule):
 
     def _summed(self, here: torch.Tensor) -> torch.Tensor:
         """The sum over all processes."""
-        if self.trainer.world_size == 1:
+        if self.world_size == 1:
             return here
         return cast(torch.Tensor, self.trainer.strategy.reduce(here.clone(), reduce_op="sum"))  # reduces in place
 
     def anywhere(self, here: bool) -> bool:
         """True when `here` is true in any process."""
-        if self.trainer.world_size == 1:
+        if self.world_size == 1:
             return here
         return bool(self._summed(torch.tensor(float(here), device=self.device)))
 
     def from_main(self, here: tuple[float, float]) -> tuple[float, float]:
         """The main process's two numbers, in every process."""
-        if self.trainer.world_size == 1:
+        if self.world_size == 1:
             return here
         numbers = torch.tensor(here if self.global_rank == 0 else (0.0, 0.0), device=self.device, dtype=torch.float64)
         first, second = self._summed(numbers).tolist()
@@ -225,12 +248,21 @@ class DecoderTraining(lightning.LightningModule):
             assert self.activity is not None
             check_owners(self.named, self.activity)
             self._check_owners = False
-        bad_anywhere = self.anywhere(any(not math.isfinite(nats) for nats in self._losses.values()))
+        bad_anywhere = self.anywhere(any(not math.isfinite(nats) for nats in self.losses.values()))
         several = len(self.activity.weights) > 1 if self.activity else False
-        losses = {f"{trial} {name}" if several else trial: nats for (name, trial), nats in self._losses.items()}
+        losses = {f"{trial} {name}" if several else trial: nats for (name, trial), nats in self.losses.items()}
         zero_everywhere = not self.anywhere(any(losses.values()))
-        self._verdict = self.guard.inspect(self.named, losses, bad_anywhere, zero_everywhere)
+        owned = self.owned(optimizer)
+        self._verdict = self.guard.inspect(owned, losses, bad_anywhere, zero_everywhere, self.groups, self.model)
         self._metrics["train/gradient_norm"] = self._verdict.gradient_norm
+        for group, norm in self._verdict.group_norms.items():
+            self._metrics[f"gradient_norm/{group}"] = norm
+        self.before_update(self._verdict)
+
+    def owned(self, optimizer: torch.optim.Optimizer) -> dict[str, torch.nn.Parameter]:
+        """What `optimizer` steps, by name: all of `named`, or something is wrong."""
+        members = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self.named.items() if id(p) in members}
 
     def on_train_batch_end(self, outputs: Any, batch: StepPart, batch_idx: int) -> None:
         """Count the step and let the run log, validate and save."""

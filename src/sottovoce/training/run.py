@@ -35,6 +35,7 @@ from sottovoce.training.environment import describe_environment
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
+from sottovoce.training.watch import Watch
 
 
 def new_run_dir(config: RunConfig) -> Path:
@@ -64,8 +65,8 @@ def new_run_dir(config: RunConfig) -> Path:
         raise ConfigurationError(f"{parent} cannot hold a run ({error.strerror}); choose another runs_dir") from error
 
 
-def start(prepared: Prepared) -> Path:
-    """Train from the first step on; returns the run's directory."""
+def start(prepared: Prepared, watch: Watch | None = None) -> Path:
+    """Train from the first step on; returns the run's directory. `watch` looks on (`diagnosis.RunMonitor`)."""
     trainer = build_trainer(prepared.config)
     run_dir = Path()
     if is_main_process():
@@ -76,7 +77,7 @@ def start(prepared: Prepared) -> Path:
         environment = describe_environment(prepared.config.seed)
         (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
         _write_config(run_dir, prepared.config)
-    fit(prepared, RunLoop(prepared, run_dir), trainer)
+    fit(prepared, RunLoop(prepared, run_dir, watch), trainer)
     return run_dir
 
 
@@ -87,7 +88,7 @@ def _write_config(run_dir: Path, config: RunConfig) -> None:
     temporary.replace(run_dir / CONFIG_FILE)
 
 
-def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
+def resume(run_dir: Path, overrides: Sequence[str] = (), watch: Watch | None = None) -> Path:
     """Continue a run from its last checkpoint, or from its first step if it was killed before there was one.
 
     Raises:
@@ -99,7 +100,7 @@ def resume(run_dir: Path, overrides: Sequence[str] = ()) -> Path:
     trainer = build_trainer(prepared.config)
     if is_main_process():
         _write_config(run_dir, prepared.config)
-    loop = RunLoop(prepared, run_dir)
+    loop = RunLoop(prepared, run_dir, watch)
     if has_checkpoint(loop.last_checkpoint):
         loop.restore()
     fit(prepared, loop, trainer)

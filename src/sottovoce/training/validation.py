@@ -49,13 +49,13 @@ class Validation:
         trained = module.progress.trained
         text_decoder = replace(self.text_decoder, decoder=self.decoder_now(module))
         with_transducer = text_decoder.decoder == "transducer"
-        share = self.indices[module.global_rank :: module.trainer.world_size]
+        share = self.indices[module.global_rank :: module.world_size]
         found = [
             _scored(output, text_decoder, module.blank, module.modes if "mode_head" in trained else None)
             for output in self.outputs(module, share, with_transducer)
         ]
-        if module.trainer.world_size > 1:
-            found = _gathered(found, module.global_rank, module.trainer.world_size)
+        if module.world_size > 1:
+            found = _gathered(found, module.global_rank, module.world_size)
         if not found:
             return {}
         found.sort(key=lambda scored: scored.hypothesis.trial.trial_id)

@@ -1,0 +1,89 @@
+"""The catalogue of causes: one entry a code, in `catalogue/*.toml`; its pages in `docs/failures/` are made from it."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+
+from sottovoce.core.findings import SEVERITIES, Finding, Severity, Source
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why training fails, in words."""
+
+    code: str
+    row: str
+    """Row of the catalogue of failures that it comes from (A1 to I8); empty for those with none."""
+    title: str
+    """The cause in one short sentence."""
+    severity: Severity
+    looks: str
+    """What a run shows."""
+    why: str
+    """The mechanism."""
+    fix: str
+    """What to do."""
+    source: str
+    """Where the cause was seen, or the formula comes from."""
+    override: str = ""
+    """The configuration key and value that mend it, where one does."""
+    tell_apart: str = ""
+    """What tells it from the next likely cause."""
+    consequences: tuple[str, ...] = ()
+    """Codes of what follows from it: where both are found, this one is the cause."""
+
+
+@functools.cache
+def causes() -> dict[str, Cause]:
+    """Every cause by its code.
+
+    Raises:
+        ValueError: two files of the catalogue define one code, or an entry is not as `Cause` says.
+    """
+    found: dict[str, Cause] = {}
+    for file in sorted((resources.files(__package__) / "catalogue").iterdir(), key=lambda f: f.name):
+        if not file.name.endswith(".toml"):
+            continue
+        for code, entry in tomllib.loads(file.read_text(encoding="utf-8")).items():
+            if code in found or entry["severity"] not in SEVERITIES:
+                raise ValueError(f"catalogue/{file.name}: {code} is defined twice or has no known severity")
+            consequences = tuple(entry.pop("consequences", ()))
+            found[code] = Cause(code=code, consequences=consequences, **entry)
+    return found
+
+
+def cause(code: str) -> Cause:
+    """The entry of `code`."""
+    return causes()[code]
+
+
+def found(
+    code: str,
+    evidence: str,
+    source: Source,
+    *,
+    step: int | None = None,
+    support: float = 1.0,
+    fix: str = "",
+    severity: Severity | None = None,
+) -> Finding:
+    """A finding of `code`: what the catalogue says of it, with this evidence.
+
+    `fix` replaces the catalogue's where the evidence gives a better one; `severity` likewise.
+    """
+    entry = cause(code)
+    advice = fix or (f"{entry.override}: {entry.fix}" if entry.override else entry.fix)
+    return Finding(
+        code=code,
+        severity=severity or entry.severity,
+        evidence=evidence,
+        explanation=entry.title,
+        fix=advice,
+        source=source,
+        step=step,
+        support=support,
+        tell_apart=entry.tell_apart,
+    )
