@@ -1,5 +1,9 @@
 """What the compiled route computes with: exponentials, logarithms and maxima that become vector code."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -41,12 +45,26 @@ def test_maxima_and_sums_of_any_size(rows: int, num_symbols: int) -> None:
     np.testing.assert_allclose(sums, np.exp(logits.astype(np.float64) - largest[:, None]).sum(1), rtol=1e-6)
 
 
+def test_the_first_loss_of_a_process_leaves_pytorch_its_threads() -> None:
+    program = """
+import torch
+from sottovoce.losses import transducer_loss
+torch.set_num_threads(1)
+logits = torch.randn(2, 5, 3, 4, requires_grad=True)
+transducer_loss(logits, torch.tensor([[1, 2], [3, 0]]), torch.tensor([5, 4]), torch.tensor([2, 1])).sum().backward()
+print(torch.get_num_threads())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "1\n"
+
+
 def test_as_many_threads_as_pytorch_uses() -> None:
     threads, most = torch.get_num_threads(), transducer_numba.numba.config.NUMBA_NUM_THREADS
     try:
         for wanted in (1, most, 4 * most):
-            torch.set_num_threads(wanted)
             before = transducer_numba.numba.get_num_threads()
+            torch.set_num_threads(wanted)
             with _threads() as workers:
                 assert workers == transducer_numba.numba.get_num_threads() == min(wanted, most)
             assert transducer_numba.numba.get_num_threads() == before

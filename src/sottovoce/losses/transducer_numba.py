@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, Final, TypeVar, cast
 
 import numba
@@ -82,8 +83,11 @@ def _arrays(reference: Reference) -> tuple[Integers, Integers, Integers, int]:
 @contextmanager
 def _threads() -> Iterator[int]:
     """As many threads as PyTorch uses, if numba has that many."""
+    threads = torch.get_num_threads()
     before = numba.get_num_threads()
-    workers = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    if torch.get_num_threads() != threads:  # numba's first call sets the number that OpenMP keeps for both
+        torch.set_num_threads(threads)
+    workers = min(threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     numba.set_num_threads(workers)
     try:
         yield workers
@@ -95,6 +99,21 @@ def _compiled(*flags: str, parallel: bool = False) -> Callable[[Function], Funct
     """Compiled at the first call; a division by 0 is not checked. `flags` are LLVM's, beside fused multiply-adds."""
     made = numba.njit(cache=True, fastmath={"contract", *flags}, error_model="numpy", parallel=parallel)
     return cast(Callable[[Function], Function], made)
+
+
+def _on_threads(function: Function) -> Function:
+    """Compiled twice: for several threads, and for one, which then hands nothing to numba's pool and waits for nobody.
+
+    A thread that shares its core with other work may wait some hundredths of a second for its turn.
+    """
+    alone = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_alone")
+    alone.__qualname__ = alone.__name__  # numba's store of compiled functions goes by it
+    compiled, compiled_alone = _compiled(parallel=True)(function), _compiled()(alone)
+
+    def call(*arguments: Any) -> None:
+        (compiled_alone if numba.get_num_threads() == 1 else compiled)(*arguments)
+
+    return cast(Function, call)
 
 
 def _reinterpreted(signatures: dict[Any, Any]) -> Any:
@@ -301,7 +320,7 @@ def _gradient_of_frame(
         out_WV[u, targets_U[u]] -= taken_2W[LABEL, u]
 
 
-@_compiled(parallel=True)
+@_on_threads
 def _moves(
     logits_BSWV: Floats, targets_BU: Integers, frames_B: Integers, labels_B: Integers, blank: int,
     normalisers_BS2W: Floats, moves_B2NW: Floats, workers: int,
@@ -317,7 +336,7 @@ def _moves(
                 )
 
 
-@_compiled(parallel=True)
+@_on_threads
 def _lattice(moves_B2NW: Floats, frames_B: Integers, labels_B: Integers, gradient: bool, nats_B: Doubles) -> None:
     num_diagonals, num_rows = moves_B2NW.shape[2:]
     for b in numba.prange(len(nats_B)):
@@ -331,7 +350,7 @@ def _lattice(moves_B2NW: Floats, frames_B: Integers, labels_B: Integers, gradien
             _backward(moves_B2NW[b, BLANK], moves_B2NW[b, LABEL], frames_B[b], labels_B[b], alpha_NW, log_p)
 
 
-@_compiled(parallel=True)
+@_on_threads
 def _gradient(
     logits_BSWV: Floats, targets_BU: Integers, frames_B: Integers, labels_B: Integers, blank: int,
     normalisers_BS2W: Floats, moves_B2NW: Floats, scale_B: Floats, out_BSWV: Floats, workers: int,
