@@ -1,0 +1,139 @@
+"""Exhibits of table I and of the monitor: engineering that hides the failure, and what slows a run down."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sottovoce.training import loop as loop_file
+from sottovoce.training import terms
+from sottovoce.training.module import DecoderTraining
+from sottovoce.training.preparation import Prepared
+from sottovoce.training.stages import Curriculum
+from tests.faults.scene import Exhibit, Scene
+
+
+def errors_become_zero(scene: Scene) -> None:
+    """`except: return 0` around a loss that fails for long targets."""
+    exact = terms.ctc_loss
+
+    def swallowing(
+        logits: torch.Tensor, targets: torch.Tensor, frames_B: torch.Tensor, labels_B: torch.Tensor, *rest: Any
+    ) -> torch.Tensor:
+        nats_B = exact(logits, targets, frames_B, labels_B, *rest)
+        return torch.where(labels_B > labels_B.float().mean() + 4, torch.zeros_like(nats_B), nats_B)
+
+    scene.patch.setattr(terms, "ctc_loss", swallowing)
+
+
+def checkpoint_cannot_be_read_back(scene: Scene) -> None:
+    """What is saved at the end lacks a tensor, which nobody notices before the run is over."""
+    write = loop_file.write_checkpoint
+
+    def incomplete(folder: Path, step: int, parts: dict[str, Any], state: dict[str, Any]) -> None:
+        parts = {**parts, "model": {n: t for n, t in parts["model"].items() if n != "head.bias"}}
+        write(folder, step, parts, state)
+
+    scene.patch.setattr(loop_file, "write_checkpoint", incomplete)
+    scene.patch.setattr("sottovoce.core.checkpoints.write_checkpoint", incomplete)
+
+
+def unfreezing_counts_within_an_epoch(scene: Scene) -> None:
+    """The counter begins anew every 15 batches and never reaches the hundredth."""
+    exact = Curriculum.activity
+
+    def per_epoch(curriculum: Curriculum, position: Any) -> Any:
+        return exact(curriculum, replace(position, rnnt_steps=position.rnnt_steps % 15))
+
+    scene.patch.setattr(Curriculum, "activity", per_epoch)
+
+
+def layer_that_nothing_uses(scene: Scene) -> None:
+    def add(prepared: Prepared) -> Prepared:
+        prepared.model.encoder.register_module("spare", torch.nn.Linear(64, 64))
+        return prepared
+
+    scene.prepared.append(add)
+
+
+def resumed_without_the_optimizer(scene: Scene) -> None:
+    """The log of a run that went on from weights alone, at batch 0 again."""
+
+    def rewrite(run_dir: Path) -> None:
+        metrics = run_dir / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        again = [
+            {**line, "value": line["value"] * 1.6}
+            for line in lines
+            if 121 <= line["step"] <= 160 and line["name"] == "train/loss"
+        ]
+        metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *again]))
+        events = run_dir / "events.jsonl"
+        events.write_text(events.read_text() + json.dumps({"step": 120, "event": "resumed"}) + "\n")
+
+    scene.finished.append(rewrite)
+
+
+def invented_log(scene: Scene) -> None:
+    """Figures that no run of this configuration can write."""
+
+    def rewrite(run_dir: Path) -> None:
+        metrics = run_dir / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        for line in lines:
+            if line["name"] == "val/per":
+                line["step"] += 7
+        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    scene.finished.append(rewrite)
+
+
+def slow_reader(scene: Scene) -> None:
+    def delay(prepared: Prepared) -> Prepared:
+        exact = prepared.trial_set.signal
+
+        def slow(index: int) -> Any:
+            time.sleep(0.01)
+            return exact(index)
+
+        prepared.trial_set.signal = slow  # type: ignore[method-assign]
+        return prepared
+
+    scene.prepared.append(delay)
+
+
+def steps_become_slow(scene: Scene) -> None:
+    def wait(module: DecoderTraining) -> None:
+        if module.progress.step > 140:
+            time.sleep(0.12)
+
+    scene.before_update.append(wait)
+
+
+def one_parameter_dominates(scene: Scene) -> None:
+    def enlarge(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+        module.model.head.bias.register_hook(lambda gradient: gradient * 300)
+
+    scene.begin.append(enlarge)
+
+
+EXHIBITS = (
+    Exhibit("errors become losses of 0", "I1", "swallowed_exception", errors_become_zero,
+            ambiguous_with=("zero_infinity",)),
+    Exhibit("resumed from weights alone", "I2", "incomplete_resume", resumed_without_the_optimizer),
+    Exhibit("rate of adapters that do not exist", "I3", "unread_config_key",
+            overrides=("model.session_adapter=null", "training.optimizer.session_lr=0.01")),
+    Exhibit("unfreezing counted within an epoch", "I4", "per_epoch_counter", unfreezing_counts_within_an_epoch,
+            "curriculum"),
+    Exhibit("a layer that nothing uses", "I6", "unused_parameters", layer_that_nothing_uses),
+    Exhibit("a checkpoint that cannot be read back", "I7", "late_crash", checkpoint_cannot_be_read_back),
+    Exhibit("a log that is not output", "I8", "unprovenanced_log", invented_log),
+    Exhibit("a slow reader", "-", "data_starvation", slow_reader),
+    Exhibit("steps become slow", "-", "throughput_drop", steps_become_slow),
+    Exhibit("one parameter dominates", "-", "dominating_parameter", one_parameter_dominates),
+)  # fmt: skip

@@ -1,0 +1,222 @@
+"""Exhibits of tables G and H: metrics, decoding, selection; data and splits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sottovoce.core.checkpoints import read_state
+from sottovoce.decoding import greedy
+from sottovoce.evaluation import inference, scoring
+from sottovoce.features.pipeline import FeaturePipeline
+from sottovoce.metrics import Rate, error_rates
+from sottovoce.training import validation
+from sottovoce.training.preparation import Prepared
+from tests.faults.scene import Exhibit, Scene
+
+
+def fraction_with_a_percent_sign(scene: Scene) -> None:
+    def wrong(value: float | None) -> str:
+        return "–" if value is None else f"{value:.1f} %"
+
+    for place in ("sottovoce.metrics.error_rates.percent", "sottovoce.metrics.percent"):
+        scene.patch.setattr(place, wrong)
+
+
+def mean_of_rates(scene: Scene) -> None:
+    """Every trial counts the same, however long it is."""
+
+    def wrong(self: Rate, other: Rate) -> Rate:
+        return Rate(self.count + round(1000 * other.count / max(other.total, 1)), self.total + 1000)
+
+    scene.patch.setattr(Rate, "__add__", wrong)
+
+
+def blanks_dropped_first(scene: Scene) -> None:
+    def wrong(log_probs_BSV: torch.Tensor, lengths_B: torch.Tensor, blank: int = 0) -> list[list[int]]:
+        hypotheses = []
+        for best_S, length in zip(log_probs_BSV.argmax(-1).cpu(), lengths_B.tolist(), strict=True):
+            kept = [int(i) for i in best_S[:length].tolist() if i != blank]
+            hypotheses.append([a for i, a in enumerate(kept) if i == 0 or a != kept[i - 1]])
+        return hypotheses
+
+    scene.patch.setattr(greedy, "greedy_ctc", wrong)
+    scene.patch.setattr(inference, "greedy_ctc", wrong)
+
+
+def place_by_place(scene: Scene) -> None:
+    def wrong(reference: Sequence[Any], hypothesis: Sequence[Any]) -> tuple[int, int, int, int]:
+        different = sum(a != b for a, b in zip(reference, hypothesis, strict=False))
+        return (
+            different,
+            max(len(reference) - len(hypothesis), 0),
+            max(len(hypothesis) - len(reference), 0),
+            len(reference),
+        )
+
+    scene.patch.setattr(error_rates, "error_counts", wrong)
+    scene.patch.setattr(validation, "error_counts", wrong)
+
+
+def symbols_shifted_by_one(scene: Scene) -> None:
+    """Evaluation decodes ids - 1, as the published distillation's `vocab_offset`."""
+    exact = greedy.greedy_ctc
+
+    def wrong(log_probs_BSV: torch.Tensor, lengths_B: torch.Tensor, blank: int = 0) -> list[list[int]]:
+        return [[max(i - 1, 1) for i in symbols] for symbols in exact(log_probs_BSV, lengths_B, blank)]
+
+    scene.patch.setattr(greedy, "greedy_ctc", wrong)
+    scene.patch.setattr(inference, "greedy_ctc", wrong)
+
+
+def evaluation_shifted_by_one(scene: Scene) -> None:
+    """Only the written hypotheses are shifted: by a wrong table on the way to the file."""
+
+    def shift(run_dir: Path) -> None:
+        for file in (run_dir / "evaluation").glob("hypotheses.*.jsonl"):
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            for line in lines:
+                for key in ("symbols", "hypothesis_symbols"):
+                    if key in line:
+                        line[key] = [max(i - 1, 1) for i in line[key]]
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    scene.finished.append(shift)
+
+
+def evaluation_smooths_otherwise(scene: Scene) -> None:
+    """ "Valid" smoothing in evaluation, "same" in training."""
+    exact = FeaturePipeline.evaluate
+
+    def wrong(pipeline: FeaturePipeline, batch: Any) -> Any:
+        made = exact(pipeline, batch)
+        return replace(made, signal=made.signal[:, 4:-4], lengths_B=(made.lengths_B - 8).clamp(min=0))
+
+    scene.patch.setattr(FeaturePipeline, "evaluate", wrong)
+
+
+def evaluation_standardises_otherwise(scene: Scene) -> None:
+    exact = FeaturePipeline.evaluate
+
+    def wrong(pipeline: FeaturePipeline, batch: Any) -> Any:
+        made = exact(pipeline, batch)
+        return replace(made, signal=made.signal * 1.5)
+
+    scene.patch.setattr(FeaturePipeline, "evaluate", wrong)
+
+
+def best_by_moving_average(scene: Scene) -> None:
+    """The checkpoint's record says that the last step was the best, as a moving average would have it."""
+
+    def rewrite(run_dir: Path) -> None:
+        metrics = run_dir / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        values = [line for line in lines if line["name"] == "val/per"]
+        for line, value in zip(values, (0.5, 0.30, 0.33, 0.36, 0.37, 0.38), strict=False):
+            line["value"] = value
+        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        step, state = read_state(run_dir / "checkpoints" / "best")
+        assert step == state["progress"]["best_step"] or step
+
+    scene.finished.append(rewrite)
+
+
+def metric_under_another_name(scene: Scene) -> None:
+    exact = validation.Validation.values
+
+    def renamed(self: Any, module: Any) -> dict[str, float]:
+        return {("per" if name == "val/per" else name): value for name, value in exact(self, module).items()}
+
+    scene.patch.setattr(validation.Validation, "values", renamed)
+
+
+def reference_from_symbols(scene: Scene) -> None:
+    """The reference is spelled from the labels instead of taken from the sentence."""
+    exact = scoring._score_trial
+
+    def proxy(hypothesis: scoring.Hypothesis, table: Any) -> scoring.TrialScore:
+        labels = " ".join(table.decode(hypothesis.trial.labels or ()))
+        spelled = replace(hypothesis, trial=replace(hypothesis.trial, text=labels))
+        return exact(spelled, table)
+
+    scene.patch.setattr(scoring, "_score_trial", proxy)
+
+
+def training_sentences_in_validation(scene: Scene) -> None:
+    def leak(prepared: Prepared) -> Prepared:
+        trials = list(prepared.trial_set.trials)
+        for place, index in enumerate(prepared.val_indices[: len(prepared.val_indices) // 2]):
+            source = trials[prepared.train_indices[place]]
+            trials[index] = replace(trials[index], text=source.text, labels=source.labels)
+        prepared.trial_set.trials = tuple(trials)
+        return prepared
+
+    scene.prepared.append(leak)
+
+
+def selection_on_the_test_split(scene: Scene) -> None:
+    def peek(prepared: Prepared) -> Prepared:
+        trials = tuple(
+            replace(trial, split="test") if i in prepared.val_indices else trial
+            for i, trial in enumerate(prepared.trial_set.trials)
+        )
+        prepared.trial_set.trials = trials
+        return prepared
+
+    scene.prepared.append(peek)
+
+
+def one_session_is_tiny(scene: Scene) -> None:
+    def shrink(prepared: Prepared) -> Prepared:
+        trials, first = prepared.trial_set.trials, prepared.trial_set.sessions[0]
+        own = [i for i in prepared.train_indices if trials[i].session == first]
+        return replace(prepared, train_indices=[i for i in prepared.train_indices if i not in own[2:]])
+
+    scene.prepared.append(shrink)
+
+
+def one_speaker_for_all(scene: Scene) -> None:
+    """A cache by prompt: the first speaker's recording stands for everybody's."""
+
+    def cached(prepared: Prepared) -> Prepared:
+        trial_set, exact = prepared.trial_set, prepared.trial_set.signal
+        first: dict[str, int] = {}
+        for index in prepared.train_indices:
+            first.setdefault(trial_set.trials[index].text or "", index)
+
+        def by_prompt(index: int) -> Any:
+            signal = exact(first.get(trial_set.trials[index].text or "", index))
+            size = trial_set.trials[index].num_steps
+            return np.resize(signal, (size, *signal.shape[1:]))
+
+        trial_set.signal = by_prompt  # type: ignore[method-assign]
+        return prepared
+
+    scene.prepared.append(cached)
+
+
+EXHIBITS = (
+    Exhibit("a fraction with a percent sign", "G1", "unit_mismatch", fraction_with_a_percent_sign),
+    Exhibit("mean of the trials' rates", "G2", "metric_aggregation", mean_of_rates),
+    Exhibit("blanks dropped before repeats are merged", "G3", "greedy_order", blanks_dropped_first),
+    Exhibit("symbols compared place by place", "G4", "metric_is_positional", place_by_place),
+    Exhibit("decoded symbols shifted by one", "G5", "tokenizer_offset", symbols_shifted_by_one),
+    Exhibit("written hypotheses shifted by one", "G5", "tokenizer_offset", evaluation_shifted_by_one,
+            overrides=("training.steps=480",), slow=True),
+    Exhibit("evaluation smooths otherwise", "G6", "train_eval_mismatch", evaluation_smooths_otherwise),
+    Exhibit("evaluation scales otherwise", "G6", "train_eval_mismatch", evaluation_standardises_otherwise),
+    Exhibit("checkpoint chosen by a moving average", "G7", "moving_average_checkpoint", best_by_moving_average),
+    Exhibit("selection metric under another name", "G9", "metric_missing", metric_under_another_name),
+    Exhibit("reference spelled from the symbols", "G10", "reference_proxy", reference_from_symbols),
+    Exhibit("training sentences in validation", "H1", "split_leak", training_sentences_in_validation),
+    Exhibit("selection on the test split", "H2", "selection_on_test", selection_on_the_test_split),
+    Exhibit("a session of two trials", "H4", "session_imbalance", one_session_is_tiny,
+            overrides=("data.sessions_per_batch=2",)),
+    Exhibit("one speaker's recordings for all", "H10", "single_speaker_audio", one_speaker_for_all, "recordings"),
+)  # fmt: skip

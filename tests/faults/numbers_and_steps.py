@@ -1,0 +1,159 @@
+"""Exhibits of tables C and D: number formats, step size, epsilon, the blank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sottovoce.losses import ctc
+from sottovoce.training import terms
+from sottovoce.training.module import DecoderTraining
+from sottovoce.training.preparation import Prepared
+from sottovoce.training.watch import StepView
+from tests.faults.scene import Exhibit, Scene
+
+
+def overflow_in_half_precision(scene: Scene) -> None:
+    """The encoder's output is cast to half in the last third of the run, after something has made it large."""
+
+    def to_half(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+        def cast(encoder: Any, inputs: Any, output: tuple[torch.Tensor, torch.Tensor]) -> Any:
+            if module.training and module.progress.step >= 160:
+                return (output[0] * 1e5).half().float() / 1e5, output[1]
+            return None
+
+        module.model.encoder.register_forward_hook(cast)
+
+    scene.begin.append(to_half)
+
+
+def epsilon_vanishes_in_half_precision(scene: Scene) -> None:
+    """Probabilities in half precision, a floor of 1e-8 that becomes 0, and their logarithm."""
+
+    def with_floor(logits_BSV: torch.Tensor, *rest: Any) -> torch.Tensor:
+        probabilities = logits_BSV.softmax(-1).half()
+        return exact((probabilities + torch.tensor(1e-8, dtype=torch.half)).log().float(), *rest)
+
+    exact = terms.ctc_loss
+    scene.patch.setattr(terms, "ctc_loss", with_floor)
+
+
+def parameters_in_bfloat16(scene: Scene) -> None:
+    def convert(prepared: Prepared) -> Prepared:
+        prepared.model.head.to(torch.bfloat16)
+        forward = prepared.model.head.forward
+        prepared.model.head.forward = lambda x: forward(x.to(torch.bfloat16)).float()  # type: ignore[method-assign]
+        return prepared
+
+    scene.prepared.append(convert)
+
+
+def rounded_updates(scene: Scene) -> None:
+    """Master weights that are rounded to bfloat16 after every step."""
+
+    def round_weights(view: StepView) -> None:
+        with torch.no_grad():
+            for parameter in view.module.named.values():
+                parameter.copy_(parameter.bfloat16().float())
+
+    scene.after_step.append(round_weights)
+
+
+def softmax_in_bfloat16(scene: Scene) -> None:
+    log_softmax = ctc.functional.log_softmax
+
+    def low(logits: torch.Tensor, dim: int) -> torch.Tensor:
+        return log_softmax(logits.bfloat16(), dim=dim).float()
+
+    scene.patch.setattr(ctc.functional, "log_softmax", low)
+
+
+def lattice_drifts(scene: Scene) -> None:
+    """A loss whose lattice has lost a thousandth on the way."""
+    exact = terms.ctc_loss
+    scene.patch.setattr(terms, "ctc_loss", lambda logits, *rest: exact(logits, *rest) * (1 + 2e-3))
+
+
+def rate_pulse(factor: float, first: int, last: int) -> Callable[[Scene], None]:
+    """The learning rate, `factor` times as high for some steps."""
+
+    def inject(scene: Scene) -> None:
+        from sottovoce.training import module as module_file
+
+        exact = module_file.learning_rate_factor
+
+        def spiked(step: int, config: Any, total: int) -> float:
+            return exact(step, config, total) * (factor if first <= step < last else 1.0)
+
+        scene.patch.setattr(module_file, "learning_rate_factor", spiked)
+
+    return inject
+
+
+def giant_first_gradient(scene: Scene) -> None:
+    """No clipping, and one gradient ten thousand times as large as the others in the first steps."""
+
+    def enlarge(module: DecoderTraining) -> None:
+        if module.progress.step == 3:
+            for parameter in module.named.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(1e4)
+
+    scene.before_update.append(enlarge)
+
+
+def inputs_of_other_trials(scene: Scene) -> None:
+    """Signals exchanged between trials: nothing can be learnt from the input."""
+
+    def shuffle(prepared: Prepared) -> Prepared:
+        trial_set = prepared.trial_set
+        exact = trial_set.signal
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(index: int) -> Any:
+            return torch.randn(exact(index).shape, generator=generator).numpy()
+
+        trial_set.signal = noise  # type: ignore[method-assign]
+        return prepared
+
+    scene.prepared.append(shuffle)
+
+
+def no_overfitting_guard(scene: Scene) -> None:
+    """Six training trials."""
+
+    def few(prepared: Prepared) -> Prepared:
+        return replace(prepared, train_indices=prepared.train_indices[:6])
+
+    scene.prepared.append(few)
+
+
+EPS = "training.optimizer.eps"
+LR = "training.optimizer.lr"
+EXHIBITS = (
+    Exhibit("encoder output overflows half precision", "C1", "fp16_overflow", overflow_in_half_precision),
+    Exhibit("epsilon vanishes in half precision", "C2", "fp16_underflow", epsilon_vanishes_in_half_precision),
+    Exhibit("head in bfloat16", "C3", "bf16_parameters", parameters_in_bfloat16),
+    Exhibit("weights rounded to bfloat16", "C3", "bf16_parameters", rounded_updates),
+    Exhibit("softmax of the loss in bfloat16", "C4", "low_precision_loss", softmax_in_bfloat16),
+    Exhibit("lattice that drifts", "C5", "lattice_drift", lattice_drifts),
+    Exhibit("epsilon 0.1 with a low rate", "D1", "adam_eps_regime",
+            overrides=(f"{EPS}=0.1", f"{LR}=0.001", "training.max_grad_norm=1.0")),
+    Exhibit("epsilon 0.1, clip 0.5", "D1", "adam_eps_regime",
+            overrides=(f"{EPS}=0.1", f"{LR}=0.005", "training.max_grad_norm=0.5")),
+    Exhibit("giant first gradient, no clip", "D2", "second_moment_memory", giant_first_gradient,
+            overrides=("training.max_grad_norm=0",)),
+    Exhibit("learning rate 30 times too high", "D3", "learning_rate_too_high", overrides=(f"{LR}=0.3",)),
+    Exhibit("a pulse of the learning rate", "D3", "learning_rate_too_high", rate_pulse(60, 120, 240)),
+    Exhibit("warm-up beyond what the model bears", "D4", "schedule_degradation",
+            overrides=(f"{LR}=0.03", "training.scheduler.warmup_steps=230", "training.validate_every_steps=20")),
+    Exhibit("signals that tell nothing", "D6", "blank_collapse", inputs_of_other_trials,
+            overrides=("training.steps=600",), slow=True),
+    Exhibit("overwhelming noise", "D7", "augmentation_strength",
+            overrides=("augmentation.white_noise_std=20.0",)),
+    Exhibit("six training trials", "-", "overfitting", no_overfitting_guard,
+            overrides=("training.steps=480", "training.validate_every_steps=30"), slow=True),
+)  # fmt: skip

@@ -1,0 +1,172 @@
+"""The stage on which one fault is shown: a small run that would be healthy, and the places where it can be spoilt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from sottovoce.core.errors import ConfigurationError, DataError, SottovoceError
+from sottovoce.core.findings import Finding
+from sottovoce.diagnosis.explainer import explain, ordered
+from sottovoce.diagnosis.preflight import preflight
+from sottovoce.diagnosis.watcher import RunWatch
+from sottovoce.evaluation.evaluate import evaluate_run
+from sottovoce.evaluation.loaded_run import load_run
+from sottovoce.training.composition import compose_config
+from sottovoce.training.guard import Verdict
+from sottovoce.training.module import DecoderTraining
+from sottovoce.training.preparation import Prepared, prepare
+from sottovoce.training.run import start
+from sottovoce.training.watch import StepView
+
+Base = Literal["gru", "curriculum", "recordings"]
+"""Which healthy run is spoilt."""
+COMMON = (
+    "data.num_workers=0",
+    "training.num_threads=1",
+    "training.log_every_steps=1",
+    "run_name=exhibit",
+)
+GRU = (
+    "recipe=demo",
+    "preprocessor.num_channels=32",
+    "model.gru.units=48",
+    "training.steps=240",
+    "training.scheduler.warmup_steps=20",
+    "training.batch_size=8",
+    "training.validate_every_steps=40",
+    "training.checkpoint_every_steps=40",
+)
+CURRICULUM = (
+    "recipe=mode_ssm_small",
+    "preprocessor.num_channels=32",
+    "model.stem.width=32",
+    "model.ssm={layers: 2, width: 32, state_size: 8, head_size: 8}",
+    "model.transducer={embedding_size: 8, units: 16, layers: 1, joint_size: 16}",
+    "training.stages=[{name: ctc_warmup, steps: 120, components: [preprocessor, encoder, ctc_decoder]}, "
+    "{name: joint, steps: 160, components: [preprocessor, encoder, ctc_decoder, rnnt_decoder], "
+    "loss_weights: {ctc: 0.3, rnnt: 1.0}}]",
+    "training.rnnt_warmup_batches=20",
+    "training.rnnt_ramp_steps=20",
+    "training.scheduler.warmup_steps=20",
+    "training.optimizer.lr=0.003",
+    "training.batch_size=8",
+    "training.gradient_accumulation_steps=1",
+    "training.validate_every_steps=40",
+    "training.checkpoint_every_steps=40",
+)
+RECORDINGS = (
+    "recipe=recordings",
+    "training.steps=60",
+    "training.scheduler.warmup_steps=10",
+    "training.batch_size=8",
+    "training.validate_every_steps=30",
+    "training.checkpoint_every_steps=30",
+)
+BASES: Mapping[Base, tuple[str, ...]] = {"gru": GRU, "curriculum": CURRICULUM, "recordings": RECORDINGS}
+
+
+@dataclass
+class Scene:
+    """Where a fault can be put into a run; whatever is patched is put back afterwards."""
+
+    patch: pytest.MonkeyPatch
+    data: Path
+    """The data set, shared by all exhibits: copy it before changing a file."""
+    folder: Path
+    """Empty, of this exhibit."""
+    prepared: list[Callable[[Prepared], Prepared]] = field(default_factory=list)
+    """Before the preflight."""
+    begin: list[Callable[[DecoderTraining, torch.optim.Optimizer], None]] = field(default_factory=list)
+    """After the preflight, before the first step."""
+    before_update: list[Callable[[DecoderTraining], None]] = field(default_factory=list)
+    """In every step, between the guard and the optimiser."""
+    after_step: list[Callable[[StepView], None]] = field(default_factory=list)
+    finished: list[Callable[[Path], None]] = field(default_factory=list)
+    """On the run's directory, once it has been evaluated."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One fault, and the cause that must be named first."""
+
+    name: str
+    row: str
+    """Row of the catalogue of failures."""
+    code: str
+    inject: Callable[[Scene], None] = lambda scene: None
+    base: Base = "gru"
+    overrides: tuple[str, ...] = ()
+    ambiguous_with: tuple[str, ...] = ()
+    """Causes that the evidence cannot be told from; then one of them may come first, if the finding says so."""
+    slow: bool = False
+    """Left to `make museum`."""
+
+
+class _SpoiltWatch(RunWatch):
+    """The watch that every run has, with an injection in front of each of its looks."""
+
+    scene: Scene
+
+    def begin(self, run_dir: Path, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
+        for spoil in self.scene.begin:
+            spoil(module, optimizer)
+        return super().begin(run_dir, module, optimizer)
+
+    def before_update(self, module: DecoderTraining, verdict: Verdict) -> None:
+        for spoil in self.scene.before_update:
+            spoil(module)
+        super().before_update(module, verdict)
+
+    def after_step(self, view: StepView) -> Iterable[Finding]:
+        for spoil in self.scene.after_step:
+            spoil(view)
+        return super().after_step(view)
+
+
+def findings_of(exhibit: Exhibit, scene: Scene) -> list[Finding]:
+    """What `check`, `train` and `diagnose` say of the spoilt run, the likeliest cause first; notes left out."""
+    exhibit.inject(scene)
+    places = (f"data.data_root={scene.data}", f"runs_dir={scene.folder}")
+    try:
+        prepared = prepare(compose_config([*BASES[exhibit.base], *COMMON, *places, *exhibit.overrides]))
+    except (DataError, ConfigurationError) as refused:
+        return [_refusal(refused)]
+    for spoil in scene.prepared:
+        prepared = spoil(prepared)
+    before = preflight(prepared)
+    if any(finding.severity == "error" for finding in before):
+        return ordered(before)
+    watch = _SpoiltWatch(prepared, before)
+    watch.scene = scene
+    run_dir = scene.folder / "exhibit"
+    try:
+        start(prepared, watch)
+        evaluate_run(load_run(run_dir), "val")
+    except SottovoceError as stopped:
+        (scene.folder / "stopped").write_text(str(stopped), encoding="utf-8")
+    for end in scene.finished:
+        end(run_dir)
+    return explain(run_dir)
+
+
+def _refusal(error: SottovoceError) -> Finding:
+    """The refusal of a data set or configuration as a finding; its code is the one that its message names."""
+    code = re.search(r"(?:^|: )([a-z][a-z0-9]*(?:_[a-z0-9]+)+): ", str(error))
+    return Finding(code.group(1) if code else "refused", "error", str(error), "", "", "preflight")
+
+
+def at(step: int, action: Callable[[DecoderTraining], Any]) -> Callable[[StepView], None]:
+    """`action`, once, when `step` steps are done."""
+
+    def look(view: StepView) -> None:
+        if view.step == step:
+            action(view.module)
+
+    return look

@@ -1,0 +1,123 @@
+"""Exhibits of table A: targets, lengths and lattices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from sottovoce.models import patching
+from sottovoce.models.transducer import TransducerHead
+from sottovoce.training import terms
+from sottovoce.training.guard import GradientGuard, Verdict
+from sottovoce.training.module import DecoderTraining
+from sottovoce.training.preparation import Prepared
+from tests.faults.scene import Exhibit, Scene, at
+
+
+def infinite_losses_become_zero(scene: Scene) -> None:
+    def forgiving(*arguments: Any) -> torch.Tensor:
+        nats_B = exact(*arguments)
+        return torch.where(nats_B.isfinite(), nats_B, torch.zeros_like(nats_B))
+
+    exact = terms.ctc_loss
+    scene.patch.setattr(terms, "ctc_loss", forgiving)
+
+
+def labels_as_long_as_their_array(scene: Scene) -> None:
+    def padded(prepared: Prepared) -> Prepared:
+        trials = prepared.trial_set.trials
+        longest = max(len(trial.labels or ()) for trial in trials)
+        prepared.trial_set.trials = tuple(
+            replace(trial, labels=(*(trial.labels or ()), *[0] * (longest - len(trial.labels or ()))))
+            for trial in trials
+        )
+        return prepared
+
+    scene.prepared.append(padded)
+
+
+def one_frame_short(scene: Scene) -> None:
+    """The formula of neural_seq_decoder: (T - k) // s, without the + 1."""
+    scene.patch.setattr(patching, "conv_length", lambda lengths, size, stride: (lengths - size) // stride)
+
+
+def one_frame_long(scene: Scene) -> None:
+    exact = patching.conv_length
+    scene.patch.setattr(patching, "conv_length", lambda lengths, size, stride: exact(lengths, size, stride) + 1)
+
+
+def weights_are_lost(scene: Scene) -> None:
+    def poison(module: DecoderTraining) -> None:
+        with torch.no_grad():
+            module.model.head.weight[2, 3] = math.nan
+
+    scene.after_step.append(at(60, poison))
+
+
+def unguarded_step(scene: Scene) -> None:
+    """One NaN in one gradient, and nobody who looks: what `clip_grad_norm_` makes of it."""
+
+    def clip_only(guard: GradientGuard, parameters: Any, losses: Any, *rest: Any, **more: Any) -> Verdict:
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), guard.max_norm or math.inf)
+        return Verdict(float(norm))
+
+    def poison(module: DecoderTraining) -> None:
+        module.model.head.weight.register_hook(
+            lambda gradient: gradient * math.nan if module.progress.step == 60 else None
+        )
+
+    scene.patch.setattr(GradientGuard, "inspect", clip_only)
+    scene.begin.append(lambda module, optimizer: poison(module))
+
+
+def minus_infinity_as_padding(scene: Scene) -> None:
+    """A log-sum over frames in which a short trial's rows are all -inf: finite loss, NaN gradient."""
+
+    def with_padding(encoder_BSH: torch.Tensor, *rest: Any) -> torch.Tensor:
+        frames_B = rest[4]
+        inside_BS1 = torch.arange(encoder_BSH.shape[1])[None, :, None] < frames_B[:, None, None]
+        lse_BS = encoder_BSH.masked_fill(~inside_BS1, -math.inf).logsumexp(-1)
+        nothing_B = torch.where(inside_BS1[..., 0], lse_BS, torch.zeros_like(lse_BS)).sum(1) * 0
+        return exact(encoder_BSH, *rest) + nothing_B
+
+    exact = terms.fused_transducer_loss
+    scene.patch.setattr(terms, "fused_transducer_loss", with_padding)
+
+
+def minus_infinity_in_ctc(scene: Scene) -> None:
+    def with_padding(
+        logits_BSV: torch.Tensor, targets: torch.Tensor, frames_B: torch.Tensor, *rest: Any
+    ) -> torch.Tensor:
+        inside_BS1 = torch.arange(logits_BSV.shape[1])[None, :, None] < frames_B[:, None, None]
+        log_probs_BSV = functional.log_softmax(logits_BSV.masked_fill(~inside_BS1, -math.inf), -1)
+        spread_B = torch.where(inside_BS1, log_probs_BSV, torch.zeros_like(log_probs_BSV)).sum((1, 2)) * 0
+        return exact(logits_BSV, targets, frames_B, *rest) + spread_B
+
+    exact = terms.ctc_loss
+    scene.patch.setattr(terms, "ctc_loss", with_padding)
+
+
+def one_row_too_few(scene: Scene) -> None:
+    exact = TransducerHead.predict
+    scene.patch.setattr(TransducerHead, "predict", lambda *arguments: exact(*arguments)[:, :-1])
+
+
+EXHIBITS = (
+    Exhibit("stride that leaves too few frames", "A1", "ctc_infeasible",
+            overrides=("model.patch.size=40", "model.patch.stride=40")),
+    Exhibit("cut that leaves too few frames", "A1", "ctc_infeasible", overrides=("augmentation.random_cut_bins=200",)),
+    Exhibit("infinite losses become 0", "A2", "zero_infinity", infinite_losses_become_zero),
+    Exhibit("labels as long as their array", "A3", "label_padding", labels_as_long_as_their_array),
+    Exhibit("frame formula without + 1", "A4", "frame_length_off_by_one", one_frame_short),
+    Exhibit("frame formula that reads padding", "A4", "frame_length_off_by_one", one_frame_long),
+    Exhibit("a weight becomes NaN", "A5", "poisoned_weights", weights_are_lost),
+    Exhibit("one unguarded step with a NaN gradient", "A5", "poisoned_weights", unguarded_step),
+    Exhibit("minus infinity as padding of the transducer", "A6", "infinite_padding", minus_infinity_as_padding,
+            "curriculum"),
+    Exhibit("minus infinity as padding of CTC", "A6", "infinite_padding", minus_infinity_in_ctc),
+    Exhibit("one predictor row too few", "A7", "transducer_lengths", one_row_too_few, "curriculum"),
+)  # fmt: skip

@@ -1,0 +1,60 @@
+"""The museum of faults: each is put into an otherwise healthy run, and its cause must be named first.
+
+`make museum` shows all of it, writes which cause was taken for which, and counts false alarms on healthy runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sottovoce.diagnosis.causes import causes
+from tests.faults import engineering, losses_and_layers, metrics_and_data, numbers_and_steps, optimizer, targets
+from tests.faults.scene import Exhibit, Scene, findings_of
+from tests.faults.stories import STORIES
+
+EXHIBITS = (
+    *targets.EXHIBITS,
+    *optimizer.EXHIBITS,
+    *numbers_and_steps.EXHIBITS,
+    *losses_and_layers.EXHIBITS,
+    *metrics_and_data.EXHIBITS,
+    *engineering.EXHIBITS,
+)
+
+
+def _marked(exhibit: Exhibit) -> object:
+    marks = [pytest.mark.museum] if exhibit.slow else []
+    return pytest.param(exhibit, id=f"{exhibit.row}-{exhibit.name.replace(' ', '_')}", marks=marks)
+
+
+@pytest.mark.parametrize("exhibit", [_marked(e) for e in EXHIBITS])
+def test_the_cause_is_named_first(
+    exhibit: Exhibit, neural: Path, voices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(monkeypatch, voices if exhibit.base == "recordings" else neural, tmp_path)
+    findings = findings_of(exhibit, scene)
+    _record(exhibit, [finding.code for finding in findings])
+    assert findings, "nothing was found"
+    assert findings[0].code in (exhibit.code, *exhibit.ambiguous_with), "\n".join(str(f) for f in findings)
+
+
+def test_every_exhibit_names_a_cause_of_the_catalogue() -> None:
+    assert {exhibit.code for exhibit in EXHIBITS} <= causes().keys()
+    assert len({exhibit.row for exhibit in EXHIBITS if exhibit.row != "-"}) >= 50
+
+
+def test_every_wrong_story_has_its_exhibit() -> None:
+    shown = {exhibit.name: exhibit.code for exhibit in EXHIBITS}
+    assert {story.exhibit: story.code for story in STORIES}.items() <= shown.items()
+
+
+def _record(exhibit: Exhibit, found: list[str]) -> None:
+    """One line for the confusion table, where `make museum` asks for it."""
+    if file := os.environ.get("MUSEUM_RECORD"):
+        line = {"row": exhibit.row, "name": exhibit.name, "code": exhibit.code, "found": found}
+        with Path(file).open("a", encoding="utf-8") as record:
+            record.write(json.dumps(line) + "\n")
