@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check behaviour format fast bench clean
+.PHONY: demo test check behaviour museum format fast bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/sottovoce simulate $(DEMO)/data --overwrite --layout t15 --sessions 4 --trials 200 --electrodes 64 --snr 3 --seed 1
@@ -23,11 +23,17 @@ check: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 fast: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -q -m "not slow and not behaviour"
+	$(BIN)/python -m pytest -n 2 -q -m "not slow and not behaviour and not museum"
 
 # What the recipes are good for on simulated data; some twenty minutes.
 behaviour: $(INSTALLED)
 	$(BIN)/python -m pytest -q -s -m behaviour tests/behaviour
+
+# Every fault of the catalogue in a run that would be healthy, healthy runs beside them, and a table of what was named.
+museum: $(INSTALLED)
+	rm -f build/museum.jsonl; mkdir -p build
+	-MUSEUM_RECORD=$(CURDIR)/build/museum.jsonl $(BIN)/python -m pytest -q -n 2 -m "museum or not museum" tests/faults
+	$(BIN)/python -m tests.faults.table build/museum.jsonl
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from sottovoce.models.compose import DecoderModel, component_of
 from sottovoce.training import module as module_file
-from sottovoce.training import ownership, stages
+from sottovoce.training import stages
 from sottovoce.training.guard import GradientGuard, Verdict
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.stages import Activity

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.core.findings import Finding
-from tests.faults.scene import Base, Exhibit, Scene, findings_of
+from tests.faults.scene import Base, Exhibit, Scene, findings_of, record
 
 RUNS: tuple[tuple[Base, tuple[str, ...]], ...] = (
     *(("gru", (f"seed={seed}",)) for seed in range(1, 7)),
@@ -40,4 +40,5 @@ def test_a_healthy_run_gets_no_finding(
 ) -> None:
     scene = Scene(monkeypatch, voices if base == "recordings" else neural, tmp_path)
     findings: list[Finding] = findings_of(Exhibit("healthy", "-", "", base=base, overrides=overrides), scene)
+    record(Exhibit(f"healthy: {base} {' '.join(overrides)}", "-", ""), findings)
     assert not findings, "\n".join(str(finding) for finding in findings)

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 
 from sottovoce.diagnosis.causes import causes
 from tests.faults import engineering, losses_and_layers, metrics_and_data, numbers_and_steps, optimizer, targets
-from tests.faults.scene import Exhibit, Scene, findings_of
+from tests.faults.scene import Exhibit, Scene, findings_of, record
 from tests.faults.stories import STORIES
 
 EXHIBITS = (
@@ -37,7 +35,7 @@ def test_the_cause_is_named_first(
 ) -> None:
     scene = Scene(monkeypatch, voices if exhibit.base == "recordings" else neural, tmp_path)
     findings = findings_of(exhibit, scene)
-    _record(exhibit, [finding.code for finding in findings])
+    record(exhibit, findings)
     assert findings, "nothing was found"
     assert findings[0].code in (exhibit.code, *exhibit.ambiguous_with), "\n".join(str(f) for f in findings)
 
@@ -50,11 +48,3 @@ def test_every_exhibit_names_a_cause_of_the_catalogue() -> None:
 def test_every_wrong_story_has_its_exhibit() -> None:
     shown = {exhibit.name: exhibit.code for exhibit in EXHIBITS}
     assert {story.exhibit: story.code for story in STORIES}.items() <= shown.items()
-
-
-def _record(exhibit: Exhibit, found: list[str]) -> None:
-    """One line for the confusion table, where `make museum` asks for it."""
-    if file := os.environ.get("MUSEUM_RECORD"):
-        line = {"row": exhibit.row, "name": exhibit.name, "code": exhibit.code, "found": found}
-        with Path(file).open("a", encoding="utf-8") as record:
-            record.write(json.dumps(line) + "\n")
