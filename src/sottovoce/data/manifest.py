@@ -6,8 +6,9 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ AUDIO_SUFFIXES: Final = frozenset({".wav", ".flac", ".ogg"})
 AUDIO_COLUMNS: Final = ("audio", "file", "path")
 TEXT_COLUMNS: Final = ("text", "word", "sentence", "transcript")
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _DIGIT_NAME: Final = re.compile(r"(\d)_(.+)_(\d+)")
 """`digit_speaker_take`, the names of the Free Spoken Digit Dataset."""
 
@@ -150,7 +152,7 @@ def _from_manifest(root: Path, manifest: Path) -> tuple[list[Recording], list[Fa
     try:
         for number, row in _rows(manifest):
             try:
-                recording = _recording(root, _json_row(row) if isinstance(row, str) else row)
+                recording = _recording(root, row())
                 if recording.trial_id in rows_of:
                     raise _RowError("manifest_field", f"repeats row {rows_of[recording.trial_id]}; remove one")
             except _RowError as error:
@@ -159,7 +161,7 @@ def _from_manifest(root: Path, manifest: Path) -> tuple[list[Recording], list[Fa
             else:
                 rows_of[recording.trial_id] = number
                 recordings.append(recording)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError) as error:
         fault("", "unreadable_file", f"cannot be read as UTF-8 text ({error}); write it again")
     except _RowError as error:
         code, message = error.args
@@ -169,23 +171,56 @@ def _from_manifest(root: Path, manifest: Path) -> tuple[list[Recording], list[Fa
     return recordings, faults
 
 
-def _rows(manifest: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    """Line number and row (of JSON lines the line itself); fields that are empty are left out."""
+def _rows(manifest: Path) -> Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]:
+    """Line number, and what gives the fields of that row, without the empty ones, or raises a `_RowError`."""
     with manifest.open(encoding="utf-8-sig", newline="") as file:
         if manifest.suffix == ".jsonl":
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, line
+                    yield number, partial(_json_row, line)
             return
-        reader = csv.DictReader(file, delimiter="\t" if manifest.suffix == ".tsv" else ",")
-        columns = tuple(reader.fieldnames or ())
-        if not set(AUDIO_COLUMNS) & set(columns):
-            found = ", ".join(map(repr, columns)) or "nothing"
+        separator = "\t" if manifest.suffix == ".tsv" else ","
+        columns = _columns(manifest.name, file.readline(), separator)
+        # strict: otherwise a quote that is never closed swallows every row after it
+        reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+        first_line = 2
+        try:
+            for fields in reader:
+                if fields:
+                    yield first_line, partial(_table_row, columns, fields, separator)
+                first_line = reader.line_num + 2
+        except csv.Error as error:
+            message = f"not a row of a table ({error}); close its quotes, and write a quote inside quotes twice"
+            raise _RowError("manifest_field", f"row {first_line}: {message}") from error
+
+
+def _columns(name: str, header: str, separator: str) -> list[str]:
+    def split(by: str) -> list[str]:
+        return [column.strip() for column in next(csv.reader([header], delimiter=by, skipinitialspace=True), [])]
+
+    columns = split(separator)
+    if set(AUDIO_COLUMNS) & set(columns):
+        return columns
+    for other, found in _SEPARATORS.items():
+        if set(AUDIO_COLUMNS) & set(split(other)):
+            also = ", or call the file manifest.tsv" if other == "\t" else ""
             raise _RowError(
-                "manifest_field", f"row 1: the column audio (or file, path) is missing, found {found}; name it"
+                "manifest_field",
+                f"row 1: columns separated by {found}, but {name} needs {_SEPARATORS[separator]}; replace them{also}",
             )
-        for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if isinstance(value, str) and value}
+    shown = ", ".join(map(repr, columns)) or "nothing"
+    raise _RowError("manifest_field", f"row 1: the column audio (or file, path) is missing, found {shown}; name it")
+
+
+def _table_row(columns: Sequence[str], fields: Sequence[str], separator: str) -> Mapping[str, Any]:
+    if len(fields) > len(columns):
+        raise _RowError(
+            "manifest_field",
+            f"{len(fields)} fields, but row 1 names {len(columns)} columns; put a text that holds "
+            f'{_SEPARATORS[separator]} into quotes: "…"',
+        )
+    row = dict(zip(columns, (field.strip() for field in fields), strict=False))  # the last fields may be left out
+    return {name: value for name, value in row.items() if value}
 
 
 def _json_row(line: str) -> Mapping[str, Any]:
