@@ -456,8 +456,13 @@ def test_what_cannot_be_read_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"looks like T12 .* \(reading T12 is not part of this version yet\)"):
         check_path(tmp_path)
     write_wav(tmp_path / "set" / "1_theo_0.wav")
-    with pytest.raises(DataError, match=r"looks like a folder of recordings .*, which data\.layout=t15 cannot read"):
+    with pytest.raises(
+        DataError,
+        match=r"looks like a folder of recordings .*, expected a T15 data set .*, or train it with recipe=recordings$",
+    ):
         check_path(tmp_path / "set", layout="t15")
+    with pytest.raises(DataError, match=r"looks like a T15 data set .*, or train it with recipe=t15_gru$"):
+        check_path(write_sound_folder(tmp_path / "neural"), layout="recordings")
     require_layout(tmp_path / "set", "recordings")
 
 
