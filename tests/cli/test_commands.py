@@ -1,6 +1,8 @@
 """Verbs as a user types them: what they print, what they write, how they fail."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import h5py
@@ -10,7 +12,7 @@ import torch
 from sottovoce.cli.main import main
 from sottovoce.core.symbols import PHONEMES
 from tests.models.test_official_t15 import official_state, write
-from tests.training.small_runs import overrides
+from tests.training.small_runs import command, overrides
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,21 @@ def test_mistakes_end_with_one_line_and_exit_code_2(
     assert message in printed.err
     assert len(printed.err.splitlines()) == 1
     assert printed.out == ""
+
+
+def test_a_path_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "caf\udce9"]) == 2
+    assert capsys.readouterr().err == "sottovoce: 'caf\\udce9' is not UTF-8; rename that file or folder\n"
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("audio,text\na.wav,yes,€\n", encoding="utf-8")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    checked = subprocess.run(
+        command("check", str(tmp_path)), capture_output=True, text=True, env=environment, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (1, "")
+    assert r'commas into quotes: "\u2026"' in checked.stdout
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

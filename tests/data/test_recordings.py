@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_names_of_digits(tmp_path: Path) -> None:
     assert [(f.file, f.fault, f.severity) for f in faults] == [("recordings/noise.wav", "name_not_parsed", "warning")]
 
 
+def test_file_names_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
+    write_wav(tmp_path / "7_theo_12.wav")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/7_ren\xe9_1.wav"))
+    try:
+        write_wav(tmp_path / "spare.wav").rename(odd)
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 only")
+    for need_text in (True, False):
+        recordings, faults = read_recordings(tmp_path, need_text)
+        assert [r.name for r in recordings] == ["7_theo_12.wav"]
+        assert [(f.file, f.fault, f.severity) for f in faults] == [("7_ren\\udce9_1.wav", "name_not_parsed", "warning")]
+
+
 def test_recordings_without_any_text(tmp_path: Path) -> None:
     write_wav(tmp_path / "noise.wav")
     with pytest.raises(DataError, match=r"not_this_layout: .* holds 1 recordings whose text is unknown"):
@@ -144,6 +158,9 @@ def test_bad_json_and_missing_column(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n{broken\n[1]\n')
     recordings, faults = read_recordings(tmp_path)
     assert len(recordings) == 1 and [f.trial for f in faults] == ["row 2", "row 3"]
+    (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav", "text": "\\ud800"}\n')
+    (fault,) = read_recordings(tmp_path)[1]
+    assert fault.message == r"text is '\ud800': half a surrogate pair; write the character"
     (tmp_path / "manifest.jsonl").unlink()
     (tmp_path / "manifest.csv").write_text("sound,text\na.wav,x\n")
     recordings, faults = read_recordings(tmp_path)

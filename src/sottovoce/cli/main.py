@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 import sottovoce
-from sottovoce.core.errors import SottovoceError
+from sottovoce.core.errors import ConfigurationError, SottovoceError
+from sottovoce.core.text import is_unicode
 
 VERBS: Final = ("simulate", "check", "train", "evaluate", "decode", "report", "import_t15", "bench")
 
@@ -35,9 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # (docs/decisions/007); set before PyTorch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal or a path need not be UTF-8
     argv = sys.argv[1:] if argv is None else argv
     named = [verb for verb in VERBS if argv and verb == argv[0]]  # the others need not be imported
     try:
+        if odd := [argument for argument in argv if not is_unicode(argument)]:
+            raise ConfigurationError(f"{odd[0]!a} is not UTF-8; rename that file or folder")
         arguments = build_parser(named or VERBS).parse_args(argv)
         code: int = arguments.run(arguments)
     except SottovoceError as error:

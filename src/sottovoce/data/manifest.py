@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.faults import Fault, Severity
+from sottovoce.core.text import is_unicode
 from sottovoce.core.trial import SPLITS, Split
 
 MANIFESTS: Final = ("manifest.jsonl", "manifest.csv", "manifest.tsv")
@@ -84,20 +85,36 @@ def read_recordings(root: Path, need_text: bool = True) -> tuple[list[Recording]
     manifest = find_manifest(root)
     if manifest is not None:
         return _from_manifest(root, manifest)
-    audio = find_audio(root)
+    audio, faults = _named_in_unicode(root, find_audio(root))
+    recordings: list[Recording] = []
     if not need_text:
-        names = [(path.relative_to(root).as_posix(), path) for path in audio]
-        return [Recording(name, path, None, speaker=path.resolve().parent.name, event=name) for name, path in names], []
-    if any(path.with_suffix(".txt").is_file() for path in audio):
-        return _from_pairs(root, audio)
-    recordings, faults = _from_names(root, audio)
-    if not recordings:
+        for path in audio:
+            name = path.relative_to(root).as_posix()
+            recordings.append(Recording(name, path, None, speaker=path.resolve().parent.name, event=name))
+        return recordings, faults
+    paired = any(path.with_suffix(".txt").is_file() for path in audio)
+    recordings, of_layout = _from_pairs(root, audio) if paired else _from_names(root, audio)
+    faults += of_layout
+    if not paired and not recordings:
         raise DataError(
             f"not_this_layout: {root} holds {len(audio)} recordings whose text is unknown: no {', '.join(MANIFESTS)}, "
             "no NAME.txt beside a NAME.wav, and no name of the form digit_speaker_take.wav; add a manifest with the "
             "columns audio,text,speaker"
         )
     return recordings, faults
+
+
+def _named_in_unicode(root: Path, audio: Iterable[Path]) -> tuple[list[Path], list[Fault]]:
+    named: list[Path] = []
+    faults: list[Fault] = []
+    for path in audio:
+        name = path.relative_to(root).as_posix()
+        if is_unicode(name):
+            named.append(path)
+        else:
+            message = "the name is not UTF-8; the recording is not used: rename it"
+            faults.append(Fault(ascii(name)[1:-1], "", "name_not_parsed", "warning", message))
+    return named, faults
 
 
 def _from_pairs(root: Path, audio: Iterable[Path]) -> tuple[list[Recording], list[Fault]]:
@@ -230,6 +247,9 @@ def _json_row(line: str) -> Mapping[str, Any]:
         raise _RowError("manifest_field", f"not JSON ({error}); correct the line") from error
     if not isinstance(row, dict):
         raise _RowError("manifest_field", f"not an object but {line.strip()[:40]!r}; write {{…}}")
+    for name, value in row.items():
+        if isinstance(value, str) and not is_unicode(value):
+            raise _RowError("manifest_field", f"{name} is {value!a}: half a surrogate pair; write the character")
     return {name: value for name, value in row.items() if value not in (None, "")}
 
 
