@@ -1,5 +1,6 @@
 """Verbs as a user types them: what they print, what they write, how they fail."""
 
+import errno
 import json
 import os
 import subprocess
@@ -151,6 +152,28 @@ def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     )
     assert (checked.returncode, checked.stderr) == (1, "")
     assert r'commas into quotes: "\u2026"' in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/a"),
+            "runs/a: Permission denied; check that it is there",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device; make room"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: OSError, line: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("sottovoce.reporting.write_report", refuse)
+    assert main(["report", str(run_dir)]) == 2
+    (found,) = capsys.readouterr().err.splitlines()
+    assert found.startswith(f"sottovoce: {line}")
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

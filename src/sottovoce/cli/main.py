@@ -7,6 +7,7 @@ unreadable input, with one clear line on stderr.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -55,7 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing left to say
         return 0
+    except OSError as error:  # what no reader or writer has put into words: permissions, a full disk
+        print(f"sottovoce: {_refusal(error)}", file=sys.stderr)
+        return 2
     return code
+
+
+def _refusal(error: OSError) -> str:
+    """What the system refused, and what to do."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+    return f"{what}; {'make room' if full else 'check that it is there and that you may read and write it'}"
 
 
 def _one_line(error: SottovoceError) -> str:
