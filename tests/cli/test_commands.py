@@ -12,6 +12,8 @@ import torch
 
 from sottovoce.cli.main import main
 from sottovoce.core.symbols import PHONEMES
+from sottovoce.evaluation.evaluate import evaluate_run
+from sottovoce.evaluation.loaded_run import load_run
 from tests.models.test_official_t15 import official_state, write
 from tests.training.small_runs import command, overrides
 
@@ -53,6 +55,12 @@ def test_the_recorded_validation_is_the_evaluation(run_dir: Path, capsys: pytest
     main(["evaluate", str(run_dir), "--json"])
     recorded = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert json_of(capsys)["per"] == min(r["value"] for r in recorded if r["name"] == "val/per")
+
+
+def test_decoding_tells_how_far_it_is(run_dir: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate_run(load_run(run_dir), "val", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_both_decoders_and_the_training_split(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
