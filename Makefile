@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check behaviour museum format fast bench clean
+.PHONY: demo test check behaviour museum format fast bench pages clean
 
 demo: $(INSTALLED)
 	$(BIN)/sottovoce simulate $(DEMO)/data --overwrite --layout t15 --sessions 4 --trials 200 --electrodes 64 --snr 3 --seed 1
@@ -43,6 +43,10 @@ bench: $(INSTALLED)
 	$(BIN)/sottovoce bench train-step
 	$(BIN)/sottovoce bench encoder
 	$(BIN)/sottovoce bench transducer-loss
+
+# docs/failures/ from the catalogue of causes; a test insists that the two agree.
+pages: $(INSTALLED)
+	$(BIN)/python -m sottovoce.diagnosis.pages docs/failures
 
 # torch is bounded in pyproject.toml and installed in the same command, so that pip never takes a CUDA build.
 $(INSTALLED): pyproject.toml

@@ -1,6 +1,9 @@
 """Verbs as a user types them: what they print, what they write, how they fail."""
 
+import errno
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import h5py
@@ -9,8 +12,10 @@ import torch
 
 from sottovoce.cli.main import main
 from sottovoce.core.symbols import PHONEMES
+from sottovoce.evaluation.evaluate import evaluate_run
+from sottovoce.evaluation.loaded_run import load_run
 from tests.models.test_official_t15 import official_state, write
-from tests.training.small_runs import overrides
+from tests.training.small_runs import command, overrides
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,12 @@ def test_the_recorded_validation_is_the_evaluation(run_dir: Path, capsys: pytest
     main(["evaluate", str(run_dir), "--json"])
     recorded = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert json_of(capsys)["per"] == min(r["value"] for r in recorded if r["name"] == "val/per")
+
+
+def test_decoding_tells_how_far_it_is(run_dir: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate_run(load_run(run_dir), "val", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_both_decoders_and_the_training_split(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +145,43 @@ def test_mistakes_end_with_one_line_and_exit_code_2(
     assert message in printed.err
     assert len(printed.err.splitlines()) == 1
     assert printed.out == ""
+
+
+def test_a_path_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "caf\udce9"]) == 2
+    assert capsys.readouterr().err == "sottovoce: 'caf\\udce9' is not UTF-8; rename that file or folder\n"
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("audio,text\na.wav,yes,€\n", encoding="utf-8")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    checked = subprocess.run(
+        command("check", str(tmp_path)), capture_output=True, text=True, env=environment, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (1, "")
+    assert r'commas into quotes: "\u2026"' in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/a"),
+            "runs/a: Permission denied; check that it is there",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device; make room"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: OSError, line: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("sottovoce.reporting.write_report", refuse)
+    assert main(["report", str(run_dir)]) == 2
+    (found,) = capsys.readouterr().err.splitlines()
+    assert found.startswith(f"sottovoce: {line}")
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,5 +26,8 @@ def test_damage_in_the_middle_is_reported(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(CheckpointError, match="line 2 is not JSON"):
         read_json_lines(path)
+    path.write_text('{"step": 1}\n[2]\n')
+    with pytest.raises(CheckpointError, match=r"line 2 is not an object but '\[2\]'"):
+        read_json_lines(path)
     with pytest.raises(CheckpointError, match="does not exist"):
         read_json_lines(tmp_path / "events.jsonl")

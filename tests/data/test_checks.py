@@ -359,6 +359,26 @@ def test_rates_are_reported_once_and_only_where_the_front_end_is_known(tmp_path:
     assert "2 of 3 recordings have 8000 Hz, the front end 16000" in fault.message
 
 
+def test_several_channels_are_reported_unless_one_was_chosen(tmp_path: Path) -> None:
+    soundfile.write(str(tmp_path / "1_theo_0.wav"), np.stack([tone(), tone()], axis=1), 8000)
+    write_wav(tmp_path / "1_theo_1.wav")
+    for path in (tmp_path, tmp_path / "1_theo_0.wav"):
+        (fault,) = check_path(path).faults
+        assert (fault.file, fault.fault, fault.severity) == ("1_theo_0.wav", "wav_channels", "warning")
+        assert fault.message.startswith("2 channels, one expected; only channel 0 is read")
+    assert check_path(tmp_path, audio_channel=0).faults == ()
+    assert [(f.file, f.fault, f.severity, f.message) for f in check_path(tmp_path, audio_channel=1).faults] == [
+        (
+            "1_theo_1.wav",
+            "wav_channels",
+            "error",
+            "1 channel, but data.audio_channel=1 counts from 0; choose at most 0",
+        )
+    ]
+    with pytest.raises(ConfigurationError, match="audio channel -1"):
+        check_path(tmp_path, audio_channel=-1)
+
+
 def test_geometry_counts_with_a_known_front_end(tmp_path: Path) -> None:
     write_wav(tmp_path / "3_theo_1.wav", tone(0.3, 16000), rate_hz=16000)  # 30 frames, "three": 5 letters, 1 repeat
     assert check_path(tmp_path, expected_symbols=LETTERS).faults == ()
@@ -436,8 +456,13 @@ def test_what_cannot_be_read_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"looks like T12 .* \(reading T12 is not part of this version yet\)"):
         check_path(tmp_path)
     write_wav(tmp_path / "set" / "1_theo_0.wav")
-    with pytest.raises(DataError, match=r"looks like a folder of recordings .*, which data\.layout=t15 cannot read"):
+    with pytest.raises(
+        DataError,
+        match=r"looks like a folder of recordings .*, expected a T15 data set .*, or train it with recipe=recordings$",
+    ):
         check_path(tmp_path / "set", layout="t15")
+    with pytest.raises(DataError, match=r"looks like a T15 data set .*, or train it with recipe=t15_gru$"):
+        check_path(write_sound_folder(tmp_path / "neural"), layout="recordings")
     require_layout(tmp_path / "set", "recordings")
 
 

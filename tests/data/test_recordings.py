@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,19 @@ def test_names_of_digits(tmp_path: Path) -> None:
     assert [(f.file, f.fault, f.severity) for f in faults] == [("recordings/noise.wav", "name_not_parsed", "warning")]
 
 
+def test_file_names_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
+    write_wav(tmp_path / "7_theo_12.wav")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/7_ren\xe9_1.wav"))
+    try:
+        write_wav(tmp_path / "spare.wav").rename(odd)
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 only")
+    for need_text in (True, False):
+        recordings, faults = read_recordings(tmp_path, need_text)
+        assert [r.name for r in recordings] == ["7_theo_12.wav"]
+        assert [(f.file, f.fault, f.severity) for f in faults] == [("7_ren\\udce9_1.wav", "name_not_parsed", "warning")]
+
+
 def test_recordings_without_any_text(tmp_path: Path) -> None:
     write_wav(tmp_path / "noise.wav")
     with pytest.raises(DataError, match=r"not_this_layout: .* holds 1 recordings whose text is unknown"):
@@ -143,6 +158,9 @@ def test_bad_json_and_missing_column(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n{broken\n[1]\n')
     recordings, faults = read_recordings(tmp_path)
     assert len(recordings) == 1 and [f.trial for f in faults] == ["row 2", "row 3"]
+    (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav", "text": "\\ud800"}\n')
+    (fault,) = read_recordings(tmp_path)[1]
+    assert fault.message == r"text is '\ud800': half a surrogate pair; write the character"
     (tmp_path / "manifest.jsonl").unlink()
     (tmp_path / "manifest.csv").write_text("sound,text\na.wav,x\n")
     recordings, faults = read_recordings(tmp_path)
@@ -151,6 +169,67 @@ def test_bad_json_and_missing_column(tmp_path: Path) -> None:
     )
     (tmp_path / "manifest.csv").write_bytes(b"audio,text\n\xff\xfe.wav,x\n")
     assert [f.fault for f in read_recordings(tmp_path)[1]] == ["unreadable_file"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [["audio, text, speaker", 'a.wav, "hello, you", anna'], ["audio ,text,speaker ", 'a.wav ,"hello, you",anna ']],
+)
+def test_spaces_around_commas_are_no_part_of_a_field(tmp_path: Path, rows: list[str]) -> None:
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    (recording,), faults = read_recordings(tmp_path)
+    assert (recording.name, recording.text, recording.speaker, faults) == ("a.wav", "hello, you", "anna", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where", "message"),
+    [
+        (
+            "manifest.csv",
+            "audio;text\na.wav;x\n",
+            "",
+            "row 1: columns separated by semicolons, but manifest.csv needs commas; replace them",
+        ),
+        (
+            "manifest.csv",
+            '"audio";"text"\n"a.wav";"x"\n',
+            "",
+            "row 1: columns separated by semicolons, but manifest.csv needs commas; replace them",
+        ),
+        (
+            "manifest.csv",
+            "audio\ttext\na.wav\tx\n",
+            "",
+            "row 1: columns separated by tabs, but manifest.csv needs commas; "
+            "replace them, or call the file manifest.tsv",
+        ),
+        (
+            "manifest.tsv",
+            "audio,text\na.wav,x\n",
+            "",
+            "row 1: columns separated by commas, but manifest.tsv needs tabs; replace them",
+        ),
+        (
+            "manifest.csv",
+            "audio,text\na.wav,hello, you\n",
+            "row 2",
+            '3 fields, but row 1 names 2 columns; put a text that holds commas into quotes: "…"',
+        ),
+        (
+            "manifest.csv",
+            'audio,text\nb.wav,y\na.wav,"hello\nc.wav,z\n',
+            "",
+            "row 3: not a row of a table (unexpected end of data); "
+            "close its quotes, and write a quote inside quotes twice",
+        ),
+    ],
+)
+def test_tables_that_are_not_quite(tmp_path: Path, name: str, text: str, where: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    _, faults = read_recordings(tmp_path)
+    assert [(f.file, f.trial, f.fault, f.severity, f.message) for f in faults] == [
+        (name, where, "manifest_field", "error", message)
+    ]
 
 
 def test_leaking_event_stops_even_when_skipping(tmp_path: Path) -> None:
@@ -203,6 +282,18 @@ def test_channel_0_of_several(tmp_path: Path) -> None:
     stereo = np.stack([tone(), np.zeros(4000, np.float32)], axis=1)
     soundfile.write(str(tmp_path / "0_theo_1.wav"), stereo, 8000, subtype="FLOAT")
     np.testing.assert_array_equal(open_letters(tmp_path, rate=8000).signal(0), tone())
+
+
+def test_a_channel_that_was_chosen(tmp_path: Path) -> None:
+    stereo = np.stack([tone(), tone(level=0.1)], axis=1)
+    soundfile.write(str(tmp_path / "0_theo_1.wav"), stereo, 8000, subtype="FLOAT")
+    for channel, level in ((0, 0.3), (1, 0.1)):
+        data = open_letters(tmp_path, rate=8000, config=replace(CONFIG, audio_channel=channel))
+        np.testing.assert_array_equal(data.signal(0), tone(level=level))
+    with pytest.raises(DataError, match=r"0_theo_1\.wav: wav_channels: 2 channels, but data\.audio_channel=2 counts"):
+        open_letters(tmp_path, config=replace(CONFIG, audio_channel=2))
+    with pytest.raises(ConfigurationError, match=r"data\.audio_channel=-1: must be at least 0"):
+        replace(CONFIG, audio_channel=-1)
 
 
 def test_a_file_that_changes_under_a_run_is_an_error(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def main() -> None:
     print("| row | what was injected | its cause | named first |\n|---|---|---|---|")
     for line in faults:
         named = first[line["name"]]
-        print(f"| {line['row']} | {line['name']} | `{line['code']}` | {'yes' if named == line['code'] else f'`{named}`'} |")
+        verdict = "yes" if named == line["code"] else f"`{named}`"
+        print(f"| {line['row']} | {line['name']} | `{line['code']}` | {verdict} |")
     wrong = Counter((line["code"], first[line["name"]]) for line in faults if first[line["name"]] != line["code"])
     print("\n| cause | taken for | times |\n|---|---|---|")
     for (code, named), times in wrong.most_common():

@@ -59,3 +59,19 @@ def test_a_damaged_file_is_named(evaluated_dir, name):
     (evaluated_dir / name).write_text("{half")
     with pytest.raises(CheckpointError, match=name.split("/")[-1]):
         read_run(evaluated_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", "[1]\n", r"metrics\.jsonl, line 1 is not an object but '\[1\]'"),
+        ("metrics.jsonl", '{"step": 1}\n', r"metrics\.jsonl, line 1 lacks name, value; delete"),
+        ("events.jsonl", "{}\n", r"events\.jsonl, line 1 lacks step, event"),
+        ("evaluation/val.greedy.json", '{"split": "val"}', r"val\.greedy\.json lacks decoder, symbols, num_trials"),
+        ("hypotheses.val.greedy.jsonl", '{"trial_id": "a"}\n', r"greedy\.jsonl, line 1 lacks reference, hypothesis"),
+    ],
+)
+def test_a_record_that_is_not_what_a_run_writes_is_named(evaluated_dir, name, content, message):
+    (evaluated_dir / name).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_run(evaluated_dir)

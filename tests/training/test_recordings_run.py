@@ -60,6 +60,7 @@ def test_held_out_takes_and_unlabelled_files(tones: Path, tmp_path: Path, capsys
     assert {r["trial_id"]: r["text"] for r in records} == {"x_ann_low_0.wav": "low", "x_cat_high_3.wav": "high"}
     assert all(0.5 < r["word_confidences"][0] <= 1 for r in records)
     assert {candidate["text"] for candidate in records[0]["n_best"]} == {"low", "high"}
+    assert all("".join(candidate["symbols"]) == candidate["text"] for candidate in records[0]["n_best"])
 
 
 def test_a_held_out_speaker_is_the_test_split_and_nothing_else(

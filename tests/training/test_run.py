@@ -187,6 +187,13 @@ def test_a_run_is_never_overwritten(tiny_t15: Path, tmp_path: Path) -> None:
         run(tiny_t15, tmp_path, "taken")
 
 
+def test_a_run_without_a_step_leaves_no_folder(tiny_t15: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="channel_mismatch"):
+        run(tiny_t15, tmp_path, "plain", "data.check=false", "preprocessor.num_channels=15")
+    assert list(tmp_path.iterdir()) == []
+    assert run(tiny_t15, tmp_path, "plain", "training.steps=3").is_dir()
+
+
 def test_names_count_up(tiny_t15: Path, tmp_path: Path) -> None:
     quick = [o for o in overrides(tiny_t15, tmp_path, "x", "training.steps=3") if not o.startswith("run_name")]
     assert [start(prepare(compose_config(quick))).name for _ in range(2)] == ["demo-001", "demo-002"]

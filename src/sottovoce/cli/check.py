@@ -31,6 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--symbols", choices=tuple(TABLES), help=targets)
     parser.add_argument("--lexicon", type=Path, metavar="FILE", help="recordings: pronouncing dictionary of the texts")
     parser.add_argument("--sample-rate", type=int, metavar="HZ", help="recordings: rate of the front end")
+    parser.add_argument("--audio-channel", type=int, metavar="N", help="recordings: the channel to read, from 0")
     parser.set_defaults(run=run)
     return parser
 
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_sessions=arguments.max_sessions,
             lexicon=None if arguments.lexicon is None else read_lexicon(arguments.lexicon, table),
             front_end=None if rate is None else LogMelConfig(sample_rate_hz=rate, high_hz=rate / 2),
+            audio_channel=arguments.audio_channel,
             progress=report_progress,
         )
     if arguments.json:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sottovoce.cli.progress import progress_bar
 from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.trial import SPLITS
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     indices, faults = loaded.usable(trial_set) if skip else (list(range(len(trial_set.trials))), [])
     for line in [*map(str, trial_set.skipped), *faults]:
         print(f"left out: {line}", file=sys.stderr)
-    outputs = loaded.outputs(trial_set, indices, text_decoder.decoder)
+    with progress_bar("decoding", quiet=arguments.json) as progress:
+        outputs = loaded.outputs(trial_set, indices, text_decoder.decoder, progress)
     lines = [json.dumps(_record(text_decoder(output), loaded.table)) + "\n" for output in outputs]
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from sottovoce.cli.progress import progress_bar
 from sottovoce.core.trial import SPLITS
 from sottovoce.evaluation.config import DECODERS
 from sottovoce.evaluation.evaluate import evaluate_run
@@ -28,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print; the same goes into RUN/evaluation/SPLIT.DECODER.json."""
     loaded = load_run(arguments.run_dir).with_beam(arguments.beam_size, arguments.decoder)
-    evaluation = evaluate_run(loaded, arguments.split, arguments.decoder)
+    with progress_bar(f"decoding {arguments.split}", quiet=arguments.json) as progress:
+        evaluation = evaluate_run(loaded, arguments.split, arguments.decoder, progress)
     print(json.dumps(evaluation.as_dict()) if arguments.json else table(evaluation))
     return 0
 

@@ -7,14 +7,17 @@ unreadable input, with one clear line on stderr.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 import sottovoce
-from sottovoce.core.errors import SottovoceError
+from sottovoce.core.errors import ConfigurationError, SottovoceError
+from sottovoce.core.text import is_unicode
 
 VERBS: Final = ("simulate", "check", "train", "evaluate", "decode", "report", "import_t15", "bench")
 
@@ -35,9 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # (docs/decisions/007); set before PyTorch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal or a path need not be UTF-8
     argv = sys.argv[1:] if argv is None else argv
     named = [verb for verb in VERBS if argv and verb == argv[0]]  # the others need not be imported
     try:
+        if odd := [argument for argument in argv if not is_unicode(argument)]:
+            raise ConfigurationError(f"{odd[0]!a} is not UTF-8; rename that file or folder")
         arguments = build_parser(named or VERBS).parse_args(argv)
         code: int = arguments.run(arguments)
     except SottovoceError as error:
@@ -49,7 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing left to say
         return 0
+    except OSError as error:  # what no reader or writer has put into words: permissions, a full disk
+        print(f"sottovoce: {_refusal(error)}", file=sys.stderr)
+        return 2
     return code
+
+
+def _refusal(error: OSError) -> str:
+    """What the system refused, and what to do."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+    return f"{what}; {'make room' if full else 'check that it is there and that you may read and write it'}"
 
 
 def _one_line(error: SottovoceError) -> str:

@@ -70,7 +70,9 @@ def _finish(run_dir: Path) -> int:
     for split in SPLITS[1:]:
         indices = trial_set.indices(split, loaded.left_out)
         if indices and all(trial_set.trials[i].labels is not None for i in indices):
-            print(summary(evaluate_run(loaded, split)))
+            with progress_bar(f"decoding {split}", quiet=False) as progress:
+                evaluation = evaluate_run(loaded, split, progress=progress)
+            print(summary(evaluation))
     print(f"report: {write_report(run_dir)}")
     print(f"run: {run_dir}")
     return 0

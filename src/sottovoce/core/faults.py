@@ -34,15 +34,23 @@ class Fault:
 
 
 def summary_lines(faults: Iterable[Fault]) -> list[str]:
-    """One line a fault, errors first; of many with the same code and file, the first five and the count."""
-    lines, seen = [], Counter[tuple[str, str]]()
-    ordered = sorted(faults, key=lambda f: f.severity)
-    for fault in ordered:
-        kind = (fault.file, fault.fault)
-        seen[kind] += 1
-        if seen[kind] <= SHOWN_PER_CODE:
+    """One line a fault, errors first; of many with the same code and file, the first five and the count.
+
+    Of many files that say the same, again the first five and the count.
+    """
+    lines: list[str] = []
+    in_file, in_words = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for fault in sorted(faults, key=lambda f: f.severity):
+        in_file[fault.file, fault.fault] += 1
+        if in_file[fault.file, fault.fault] > SHOWN_PER_CODE:
+            continue
+        in_words[fault.fault, fault.message] += 1
+        if in_words[fault.fault, fault.message] <= SHOWN_PER_CODE:
             lines.append(str(fault))
-    for (file, code), count in seen.items():
+    for (file, code), count in in_file.items():
         if count > SHOWN_PER_CODE:
             lines.append(f"… {file}: {code}: {count - SHOWN_PER_CODE} more of {count}")
+    for (code, message), count in in_words.items():
+        if count > SHOWN_PER_CODE:
+            lines.append(f"… {code}: {message}: {count - SHOWN_PER_CODE} more files of {count}")
     return lines

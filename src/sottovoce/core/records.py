@@ -72,7 +72,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Every object of a JSON-lines file; a half-written last line is left out.
 
     Raises:
-        CheckpointError: the file is missing, or a line before the last is not JSON.
+        CheckpointError: the file is missing, or a line (the last excepted) is not a JSON object.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: the run has written no such record")
@@ -80,8 +80,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise CheckpointError(f"{path}, line {number} is not JSON ({error}); restore the file") from error
+        else:
+            if not isinstance(record, dict):
+                raise CheckpointError(f"{path}, line {number} is not an object but {line[:40]!r}; restore the file")
+            records.append(record)
     return records

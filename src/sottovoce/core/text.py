@@ -21,3 +21,12 @@ def normalise_text(text: str) -> str:
     text = text.replace("- ", " ").lower()
     text = text.replace("--", "").replace(" '", "'")
     return " ".join(text.split())
+
+
+def is_unicode(text: str) -> bool:
+    r"""Whether `text` can be written as UTF-8; the name of a file, or a string of JSON, need not be.
+
+    >>> is_unicode("café"), is_unicode("caf\udce9")
+    (True, False)
+    """
+    return all(not "\ud800" <= character <= "\udfff" for character in text)

@@ -58,15 +58,16 @@ def check_path(
     max_sessions: int | None = None,
     lexicon: Mapping[str, tuple[str, ...]] | None = None,
     front_end: LogMelConfig | None = None,
+    audio_channel: int | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Read every trial of a folder or a single file and report its faults.
 
     `patch_size` bins every `patch_stride` are one frame of the model; for recordings this counts only together with
     `front_end`, whose frames are patched. Texts of recordings are checked where `expected_symbols` are letters or
-    there is a `lexicon`. `progress` is called with the trials done and their number. In the faults, files are named
-    from `path`. Faults of a folder as a whole (missing splits, leaks, duplicates across files) are not looked for in
-    a single file, nor among files that belong to no session.
+    there is a `lexicon`. `audio_channel` is `data.audio_channel`. `progress` is called with the trials done and their
+    number. In the faults, files are named from `path`. Faults of a folder as a whole (missing splits, leaks, duplicates
+    across files) are not looked for in a single file, nor among files that belong to no session.
 
     Raises:
         DataError: `path` does not exist, is empty, or holds no data set of a layout that can be read.
@@ -76,7 +77,10 @@ def check_path(
         raise ConfigurationError(f"layout={layout}: choose one of {', '.join(LAYOUTS)}")
     if patch_size < 1 or patch_stride < 1:
         raise ConfigurationError(f"patch size and stride must be at least 1; got {patch_size} and {patch_stride}")
+    if audio_channel is not None and audio_channel < 0:
+        raise ConfigurationError(f"audio channel {audio_channel}: channels count from 0")
     patching = Patching(patch_size, patch_stride)
+    audience = Audience(expected_symbols, lexicon, front_end, patching, audio_channel)
     found = detect_layout(path)
     refuse_unread(path, found)
     family = {"t15_file": "t15", "t15_files": "t15", "audio_file": "recordings"}.get(found, found)
@@ -85,9 +89,9 @@ def check_path(
     if found == "t15":
         trials, faults = check_t15_folder(path, patching, expected_symbols, num_channels, max_sessions, progress)
     elif found == "recordings":
-        trials, faults = check_recordings(path, Audience(expected_symbols, lexicon, front_end, patching), progress)
+        trials, faults = check_recordings(path, audience, progress)
     elif found == "audio_file":
-        trials, faults = 1, check_audio_file(path, front_end)
+        trials, faults = 1, check_audio_file(path, audience)
     else:
         files = (
             [path] if found == "t15_file" else sorted(p for p in path.iterdir() if p.suffix.lower() in HDF5_SUFFIXES)

@@ -36,6 +36,8 @@ class Audience:
     lexicon: Mapping[str, tuple[str, ...]] | None
     front_end: LogMelConfig | None
     patching: Patching
+    channel: int | None = None
+    """Of recordings with several, see `data.audio_channel`."""
 
     @property
     def has_targets(self) -> bool:
@@ -55,13 +57,17 @@ def check_recordings(root: Path, audience: Audience, progress: Progress | None) 
     rates = Counter[int]()
     for i, recording in enumerate(recordings, 1):
         try:
-            segment = locate(recording)
+            segment = locate(recording, audience.channel)
             samples = read_samples(recording.file, segment)
         except AudioError as error:
             faults.append(Fault(recording.name, recording.segment, error.code, "error", error.message))
         else:
             rates[segment.rate_hz] += 1
-            findings = [*_samples_findings(recording.file, samples), *_text_findings(recording, segment, audience)]
+            findings = [
+                *_channel_findings(segment, audience),
+                *_samples_findings(recording.file, samples),
+                *_text_findings(recording, segment, audience),
+            ]
             faults += [Fault(recording.name, recording.segment, *finding) for finding in findings]
         if progress is not None:
             progress(i, len(recordings))
@@ -70,18 +76,28 @@ def check_recordings(root: Path, audience: Audience, progress: Progress | None) 
     return len(recordings), faults
 
 
-def check_audio_file(path: Path, front_end: LogMelConfig | None) -> list[Fault]:
+def check_audio_file(path: Path, audience: Audience) -> list[Fault]:
     """Faults of one recording without a text."""
     recording = Recording(path.name, path, None, path.parent.name, path.name)
     try:
-        segment = locate(recording)
+        segment = locate(recording, audience.channel)
         samples = read_samples(path, segment)
     except AudioError as error:
         return [Fault(path.name, "", error.code, "error", error.message)]
-    faults = [Fault(path.name, "", *finding) for finding in _samples_findings(path, samples)]
-    if front_end is not None:
-        faults += _rate_faults(path.name, Counter([segment.rate_hz]), front_end.sample_rate_hz)
+    findings = [*_channel_findings(segment, audience), *_samples_findings(path, samples)]
+    faults = [Fault(path.name, "", *finding) for finding in findings]
+    if audience.front_end is not None:
+        faults += _rate_faults(path.name, Counter([segment.rate_hz]), audience.front_end.sample_rate_hz)
     return faults
+
+
+def _channel_findings(segment: Segment, audience: Audience) -> Iterator[Finding]:
+    if segment.num_channels > 1 and audience.channel is None:
+        message = (
+            f"{segment.num_channels} channels, one expected; only channel 0 is read: choose it, or another, with "
+            "data.audio_channel"
+        )
+        yield "wav_channels", "warning", message
 
 
 def _samples_findings(file: Path, samples: npt.NDArray[np.float32]) -> Iterator[Finding]:

@@ -29,6 +29,8 @@ class DataConfig:
     """Recordings without a `split` column: share of each speaker's spoken events that becomes the validation split."""
     test_fraction: float = 0.1
     """The same for the test split; not used when speakers are held out."""
+    audio_channel: int | None = None
+    """Recordings of several channels: the one to read, counted from 0. Absent: the first, and `check` warns."""
     mode_labels: str = "auto"
     """Speaking mode of training trials, where a stage learns it: `known` (stated by the data, or in `mode_file`),
     `pseudo` (estimated from the features of each block, refreshed while the stage goes on) or `auto` (known, else
@@ -63,7 +65,13 @@ class DataConfig:
                 "data.val_fraction must lie in (0, 1), data.test_fraction in [0, 1 - val_fraction); "
                 f"got {self.val_fraction} and {self.test_fraction}"
             )
-        smallest = {"max_sessions": 1, "channel_stride": 1, "sessions_per_batch": 0, "num_workers": 0}
+        smallest = {
+            "max_sessions": 1,
+            "channel_stride": 1,
+            "sessions_per_batch": 0,
+            "num_workers": 0,
+            "audio_channel": 0,
+        }
         for name, least in smallest.items():
             value = getattr(self, name)
             if value is not None and value < least:

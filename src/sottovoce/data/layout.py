@@ -13,7 +13,7 @@ Layout = Literal["t15", "t15_files", "t15_file", "t12", "uaspeech", "recordings"
 """`t15_file` is one HDF5 file, `t15_files` a folder of such files that belong to no session."""
 
 HDF5_SUFFIXES: Final = frozenset({".hdf5", ".h5"})
-_LOOKS_LIKE: Final[dict[Layout, str]] = {
+_LOOKS_LIKE: Final[dict[str, str]] = {
     "t15": "a T15 data set (folders t15.YYYY.MM.DD)",
     "t15_files": "single T15 files outside session folders (*.hdf5)",
     "t15_file": "a single T15 file (HDF5)",
@@ -27,6 +27,7 @@ _WAYS_OUT: Final = {
     "t15": "give the folder that holds the session folders",
     "recordings": "give a folder with a manifest.csv (audio,text,speaker) and its recordings",
 }
+_RECIPES: Final = {"t15": "t15_gru", "recordings": "recordings"}
 
 
 def detect_layout(path: Path) -> Layout:
@@ -60,9 +61,10 @@ def require_layout(path: Path, wanted: str, reader: str = "") -> None:
     """
     found = detect_layout(path)
     if found != wanted:
-        reader = reader or f"data.layout={wanted}"
+        contrast = f"which {reader} cannot read" if reader else f"expected {_LOOKS_LIKE[wanted]}"
+        recipe = f", or train it with recipe={_RECIPES[found]}" if found in _RECIPES else ""
         raise DataError(
-            f"not_this_layout: {path} looks like {_LOOKS_LIKE[found]}, which {reader} cannot read; {_WAYS_OUT[wanted]}"
+            f"not_this_layout: {path} looks like {_LOOKS_LIKE[found]}, {contrast}; {_WAYS_OUT[wanted]}{recipe}"
             f"{_not_yet(found)}"
         )
 

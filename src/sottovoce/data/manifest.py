@@ -6,13 +6,15 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.faults import Fault, Severity
+from sottovoce.core.text import is_unicode
 from sottovoce.core.trial import SPLITS, Split
 
 MANIFESTS: Final = ("manifest.jsonl", "manifest.csv", "manifest.tsv")
@@ -20,6 +22,7 @@ AUDIO_SUFFIXES: Final = frozenset({".wav", ".flac", ".ogg"})
 AUDIO_COLUMNS: Final = ("audio", "file", "path")
 TEXT_COLUMNS: Final = ("text", "word", "sentence", "transcript")
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _DIGIT_NAME: Final = re.compile(r"(\d)_(.+)_(\d+)")
 """`digit_speaker_take`, the names of the Free Spoken Digit Dataset."""
 
@@ -82,20 +85,36 @@ def read_recordings(root: Path, need_text: bool = True) -> tuple[list[Recording]
     manifest = find_manifest(root)
     if manifest is not None:
         return _from_manifest(root, manifest)
-    audio = find_audio(root)
+    audio, faults = _named_in_unicode(root, find_audio(root))
+    recordings: list[Recording] = []
     if not need_text:
-        names = [(path.relative_to(root).as_posix(), path) for path in audio]
-        return [Recording(name, path, None, speaker=path.resolve().parent.name, event=name) for name, path in names], []
-    if any(path.with_suffix(".txt").is_file() for path in audio):
-        return _from_pairs(root, audio)
-    recordings, faults = _from_names(root, audio)
-    if not recordings:
+        for path in audio:
+            name = path.relative_to(root).as_posix()
+            recordings.append(Recording(name, path, None, speaker=path.resolve().parent.name, event=name))
+        return recordings, faults
+    paired = any(path.with_suffix(".txt").is_file() for path in audio)
+    recordings, of_layout = _from_pairs(root, audio) if paired else _from_names(root, audio)
+    faults += of_layout
+    if not paired and not recordings:
         raise DataError(
             f"not_this_layout: {root} holds {len(audio)} recordings whose text is unknown: no {', '.join(MANIFESTS)}, "
             "no NAME.txt beside a NAME.wav, and no name of the form digit_speaker_take.wav; add a manifest with the "
             "columns audio,text,speaker"
         )
     return recordings, faults
+
+
+def _named_in_unicode(root: Path, audio: Iterable[Path]) -> tuple[list[Path], list[Fault]]:
+    named: list[Path] = []
+    faults: list[Fault] = []
+    for path in audio:
+        name = path.relative_to(root).as_posix()
+        if is_unicode(name):
+            named.append(path)
+        else:
+            message = "the name is not UTF-8; the recording is not used: rename it"
+            faults.append(Fault(ascii(name)[1:-1], "", "name_not_parsed", "warning", message))
+    return named, faults
 
 
 def _from_pairs(root: Path, audio: Iterable[Path]) -> tuple[list[Recording], list[Fault]]:
@@ -150,7 +169,7 @@ def _from_manifest(root: Path, manifest: Path) -> tuple[list[Recording], list[Fa
     try:
         for number, row in _rows(manifest):
             try:
-                recording = _recording(root, _json_row(row) if isinstance(row, str) else row)
+                recording = _recording(root, row())
                 if recording.trial_id in rows_of:
                     raise _RowError("manifest_field", f"repeats row {rows_of[recording.trial_id]}; remove one")
             except _RowError as error:
@@ -159,7 +178,7 @@ def _from_manifest(root: Path, manifest: Path) -> tuple[list[Recording], list[Fa
             else:
                 rows_of[recording.trial_id] = number
                 recordings.append(recording)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError) as error:
         fault("", "unreadable_file", f"cannot be read as UTF-8 text ({error}); write it again")
     except _RowError as error:
         code, message = error.args
@@ -169,23 +188,56 @@ def _from_manifest(root: Path, manifest: Path) -> tuple[list[Recording], list[Fa
     return recordings, faults
 
 
-def _rows(manifest: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    """Line number and row (of JSON lines the line itself); fields that are empty are left out."""
+def _rows(manifest: Path) -> Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]:
+    """Line number, and what gives the fields of that row, without the empty ones, or raises a `_RowError`."""
     with manifest.open(encoding="utf-8-sig", newline="") as file:
         if manifest.suffix == ".jsonl":
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, line
+                    yield number, partial(_json_row, line)
             return
-        reader = csv.DictReader(file, delimiter="\t" if manifest.suffix == ".tsv" else ",")
-        columns = tuple(reader.fieldnames or ())
-        if not set(AUDIO_COLUMNS) & set(columns):
-            found = ", ".join(map(repr, columns)) or "nothing"
+        separator = "\t" if manifest.suffix == ".tsv" else ","
+        columns = _columns(manifest.name, file.readline(), separator)
+        # strict: otherwise a quote that is never closed swallows every row after it
+        reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+        first_line = 2
+        try:
+            for fields in reader:
+                if fields:
+                    yield first_line, partial(_table_row, columns, fields, separator)
+                first_line = reader.line_num + 2
+        except csv.Error as error:
+            message = f"not a row of a table ({error}); close its quotes, and write a quote inside quotes twice"
+            raise _RowError("manifest_field", f"row {first_line}: {message}") from error
+
+
+def _columns(name: str, header: str, separator: str) -> list[str]:
+    def split(by: str) -> list[str]:
+        return [column.strip() for column in next(csv.reader([header], delimiter=by, skipinitialspace=True), [])]
+
+    columns = split(separator)
+    if set(AUDIO_COLUMNS) & set(columns):
+        return columns
+    for other, found in _SEPARATORS.items():
+        if set(AUDIO_COLUMNS) & set(split(other)):
+            also = ", or call the file manifest.tsv" if other == "\t" else ""
             raise _RowError(
-                "manifest_field", f"row 1: the column audio (or file, path) is missing, found {found}; name it"
+                "manifest_field",
+                f"row 1: columns separated by {found}, but {name} needs {_SEPARATORS[separator]}; replace them{also}",
             )
-        for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if isinstance(value, str) and value}
+    shown = ", ".join(map(repr, columns)) or "nothing"
+    raise _RowError("manifest_field", f"row 1: the column audio (or file, path) is missing, found {shown}; name it")
+
+
+def _table_row(columns: Sequence[str], fields: Sequence[str], separator: str) -> Mapping[str, Any]:
+    if len(fields) > len(columns):
+        raise _RowError(
+            "manifest_field",
+            f"{len(fields)} fields, but row 1 names {len(columns)} columns; put a text that holds "
+            f'{_SEPARATORS[separator]} into quotes: "…"',
+        )
+    row = dict(zip(columns, (field.strip() for field in fields), strict=False))  # the last fields may be left out
+    return {name: value for name, value in row.items() if value}
 
 
 def _json_row(line: str) -> Mapping[str, Any]:
@@ -195,6 +247,9 @@ def _json_row(line: str) -> Mapping[str, Any]:
         raise _RowError("manifest_field", f"not JSON ({error}); correct the line") from error
     if not isinstance(row, dict):
         raise _RowError("manifest_field", f"not an object but {line.strip()[:40]!r}; write {{…}}")
+    for name, value in row.items():
+        if isinstance(value, str) and not is_unicode(value):
+            raise _RowError("manifest_field", f"{name} is {value!a}: half a surrogate pair; write the character")
     return {name: value for name, value in row.items() if value not in (None, "")}
 
 

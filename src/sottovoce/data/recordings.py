@@ -37,6 +37,9 @@ class Segment:
     start: int
     num_samples: int
     rate_hz: int
+    channel: int
+    num_channels: int
+    """Of the file; only `channel` is read."""
 
 
 class AudioError(Exception):
@@ -48,11 +51,12 @@ class AudioError(Exception):
         self.message = message
 
 
-def locate(recording: Recording) -> Segment:
-    """The samples of `recording`, from the header of its file.
+def locate(recording: Recording, channel: int | None) -> Segment:
+    """The samples of `recording`, from the header of its file; without a `channel` those of the first.
 
     Raises:
-        AudioError: `wav_unreadable`, `wav_empty`, or `manifest_field` for a segment outside its file.
+        AudioError: `wav_unreadable`, `wav_empty`, `wav_channels` for a channel that the file does not have, or
+            `manifest_field` for a segment outside its file.
     """
     if not recording.file.is_file():
         raise AudioError("wav_unreadable", "the file does not exist; restore it, or remove its row from the manifest")
@@ -66,6 +70,11 @@ def locate(recording: Recording) -> Segment:
     frames: int = header.frames
     if frames == 0:
         raise AudioError("wav_empty", "0 samples; record it again, or leave it out")
+    num_channels: int = header.channels
+    if channel is not None and channel >= num_channels:
+        held = "1 channel" if num_channels == 1 else f"{num_channels} channels"
+        message = f"{held}, but data.audio_channel={channel} counts from 0; choose at most {num_channels - 1}"
+        raise AudioError("wav_channels", message)
     start = round((recording.start_s or 0.0) * rate)
     end = frames if recording.end_s is None else round(recording.end_s * rate)
     if start >= frames or end > frames + END_TOLERANCE_S * rate:
@@ -74,11 +83,11 @@ def locate(recording: Recording) -> Segment:
             f"the segment {recording.segment} s is not inside the {seconds:.3f} s of the file; correct start and end"
         )
         raise AudioError("manifest_field", message)
-    return Segment(start, min(end, frames) - start, rate)
+    return Segment(start, min(end, frames) - start, rate, channel or 0, num_channels)
 
 
 def read_samples(file: Path, segment: Segment) -> npt.NDArray[np.float32]:
-    """Channel 0 of a segment at its own rate, full scale ±1; fewer samples where the file ends early.
+    """One channel of a segment at its own rate, full scale ±1; fewer samples where the file ends early.
 
     Raises:
         AudioError: `wav_unreadable`: the file cannot be decoded, or holds values that are not finite.
@@ -90,7 +99,7 @@ def read_samples(file: Path, segment: Segment) -> npt.NDArray[np.float32]:
         raise AudioError(
             "wav_unreadable", f"cannot be decoded ({reason}); restore the file, or leave it out"
         ) from error
-    channel: npt.NDArray[np.float32] = np.ascontiguousarray(samples[:, 0])
+    channel: npt.NDArray[np.float32] = np.ascontiguousarray(samples[:, segment.channel])
     bad = np.flatnonzero(~np.isfinite(channel))
     if len(bad):
         message = f"{len(bad)} non-finite samples, the first at {bad[0]}; restore the file, or leave it out"
@@ -195,7 +204,7 @@ def open_recordings(
     for _, i in wanted:
         recording, split = recordings[i], assigned[i]
         try:
-            segment = locate(recording)
+            segment = locate(recording, config.audio_channel)
             num_steps = resampled_length(segment.num_samples, segment.rate_hz, sample_rate_hz)
             if num_steps == 0:
                 raise AudioError("wav_empty", f"0 samples at {sample_rate_hz} Hz; record it again, or leave it out")

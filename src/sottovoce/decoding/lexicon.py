@@ -78,6 +78,10 @@ class Lexicon:
         chosen = list(entries)
         return Lexicon(tuple(self.words[i] for i in chosen), tuple(self.pronunciations[i] for i in chosen))
 
+    def first_pronunciation(self, word: str) -> tuple[int, ...]:
+        """Symbol ids of the first entry of `word`, which must be there."""
+        return self.pronunciations[self.words.index(word)]
+
     @cached_property
     def _keys(self) -> tuple[str, ...]:
         """Pronunciations as strings with one character a symbol, which rapidfuzz compares fastest."""

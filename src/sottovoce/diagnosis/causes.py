@@ -29,11 +29,13 @@ class Cause:
     source: str
     """Where the cause was seen, or the formula comes from."""
     override: str = ""
-    """The configuration key and value that mend it, where one does."""
+    """What mends it, where an override does: `key=value`, or several with blanks between, as on a command line."""
     tell_apart: str = ""
     """What tells it from the next likely cause."""
     consequences: tuple[str, ...] = ()
     """Codes of what follows from it: where both are found, this one is the cause."""
+    file: str = ""
+    """The file of the catalogue that it is in."""
 
 
 @functools.cache
@@ -51,7 +53,7 @@ def causes() -> dict[str, Cause]:
             if code in found or entry["severity"] not in SEVERITIES:
                 raise ValueError(f"catalogue/{file.name}: {code} is defined twice or has no known severity")
             consequences = tuple(entry.pop("consequences", ()))
-            found[code] = Cause(code=code, consequences=consequences, **entry)
+            found[code] = Cause(code=code, consequences=consequences, file=file.name, **entry)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sottovoce.core.errors import DataError
@@ -14,8 +14,15 @@ from sottovoce.evaluation.records import write_evaluation
 from sottovoce.evaluation.scoring import Evaluation, choose_examples, score
 
 
-def evaluate_run(run: LoadedRun, split: Split, decoder: str | None = None) -> Evaluation:
+def evaluate_run(
+    run: LoadedRun,
+    split: Split,
+    decoder: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
     """Decode and score every trial of `split`; the files go into the run's directory.
+
+    `progress` is called with the trials decoded and their number.
 
     Raises:
         DataError: the split is empty or has no labels.
@@ -31,7 +38,7 @@ def evaluate_run(run: LoadedRun, split: Split, decoder: str | None = None) -> Ev
             f"the {split} trials of {run.data.data_root} have no labels to compare with; "
             "write hypotheses with sottovoce decode"
         )
-    outputs = run.outputs(trial_set, indices, text_decoder.decoder)
+    outputs = run.outputs(trial_set, indices, text_decoder.decoder, progress)
     training_texts = {trial_set.trials[i].text or "" for i in trial_set.indices("train")}
     evaluation = score(
         [text_decoder(output) for output in outputs],

@@ -167,7 +167,7 @@ class TextDecoder:
             self._hypothesis(output, output.greedy_symbols, " ".join(word.word for word in words)),
             score=sum(word.log_prob for word in words),
             word_confidences=tuple(word.confidence for word in words),
-            n_best=tuple(Candidate(output.greedy_symbols, word, score) for word, score in alternatives),
+            n_best=tuple(Candidate(self.lexicon.first_pronunciation(word), word, nats) for word, nats in alternatives),
         )
 
     def _hypothesis(self, output: TrialOutput, symbols: tuple[int, ...], text: str | None) -> Hypothesis:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,16 @@ class LoadedRun:
                 indices.append(i)
         return indices, faults
 
-    def outputs(self, trial_set: PreparedTrials, indices: Sequence[int], decoder: str) -> list[TrialOutput]:
+    def outputs(
+        self,
+        trial_set: PreparedTrials,
+        indices: Sequence[int],
+        decoder: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[TrialOutput]:
         """What the model makes of these trials, in the order of `indices`, as the named decoder needs it.
+
+        `progress` is called with the trials done and their number.
 
         Raises:
             DataError: a trial is too short for the model.
@@ -169,7 +177,11 @@ class LoadedRun:
                 else None
             ),
         )
-        by_id = {output.trial.trial_id: output for output in found}
+        by_id: dict[str, TrialOutput] = {}
+        for output in found:
+            by_id[output.trial.trial_id] = output
+            if progress is not None:
+                progress(len(by_id), len(indices))
         return [by_id[trial_set.trials[i].trial_id] for i in indices]
 
 

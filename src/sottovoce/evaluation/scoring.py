@@ -29,6 +29,7 @@ class Candidate:
     """One entry of an n-best list."""
 
     symbols: tuple[int, ...]
+    """As decoded; of a word that competed by its CTC probability, its first pronunciation."""
     text: str | None
     score: float
     """Natural-log score; comparable within one list only."""

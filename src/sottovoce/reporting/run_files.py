@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from sottovoce.core.records import read_json_lines
 Curve = tuple[list[int], list[float]]
 """Steps in rising order, and the finite values at them."""
 _SPLIT_ORDER = ("test", "val", "train")
+_METRIC_KEYS = ("step", "name", "value")
+_EVALUATION_KEYS = tuple(
+    "split decoder symbols num_trials per wer cer wra ci95 blank_fraction empty_fraction notes by_group".split()
+)
+_HYPOTHESIS_KEYS = ("trial_id", "reference", "hypothesis", "reference_symbols", "symbols", "counts")
 
 
 @dataclass(frozen=True)
@@ -78,15 +84,24 @@ def read_run(run_dir: Path) -> RunFiles:
         directory=run_dir,
         config=config if isinstance(config, dict) else {},
         environment=_read_json(environment) if environment.exists() else {},
-        curves=_curves(_records(run_dir / "metrics.jsonl")),
-        events=_records(run_dir / "events.jsonl"),
+        curves=_curves(_records(run_dir / "metrics.jsonl", _METRIC_KEYS)),
+        events=_records(run_dir / "events.jsonl", ("step", "event")),
         evaluations=_evaluations(run_dir),
         examples=[read_examples(path) for path in sorted((run_dir / "evaluation").glob("examples.*.npz"))],
     )
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    return read_json_lines(path) if path.exists() else []
+def _records(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    records = read_json_lines(path) if path.exists() else []
+    for number, record in enumerate(records, 1):
+        _require(record, keys, f"{path}, line {number}")
+    return records
+
+
+def _require(found: dict[str, Any], keys: Sequence[str], where: str) -> None:
+    lacking = [key for key in keys if key not in found]
+    if lacking:
+        raise CheckpointError(f"{where} lacks {', '.join(lacking)}; delete the file and write it anew")
 
 
 def _curves(records: list[dict[str, Any]]) -> dict[str, Curve]:
@@ -101,7 +116,9 @@ def _curves(records: list[dict[str, Any]]) -> dict[str, Curve]:
 def _evaluations(run_dir: Path) -> list[Evaluated]:
     found = []
     for path in sorted((run_dir / "evaluation").glob("*.json")):
-        found.append(Evaluated(_read_json(path), _records(run_dir / f"hypotheses.{path.stem}.jsonl")))
+        result = _read_json(path)
+        _require(result, _EVALUATION_KEYS, str(path))
+        found.append(Evaluated(result, _records(run_dir / f"hypotheses.{path.stem}.jsonl", _HYPOTHESIS_KEYS)))
     return sorted(found, key=lambda e: (_SPLIT_ORDER.index(e.result["split"]), e.result["wer"] is None, e.name))
 
 

@@ -190,6 +190,7 @@ class RunConfig:
             "augmentation.speed": binned and self.augmentation.speed,
             "augmentation.formant": binned and self.augmentation.formant,
             "data.held_out_speakers": binned and data.held_out_speakers,
+            "data.audio_channel": binned and data.audio_channel is not None,
             "data.val_fraction": binned and data.val_fraction != default.val_fraction,
             "data.test_fraction": (binned or data.held_out_speakers) and data.test_fraction != default.test_fraction,
             "data.channel_stride": not binned and data.channel_stride > 1,

@@ -156,6 +156,7 @@ def _checked(config: RunConfig, table: SymbolTable, progress: Callable[[int, int
         max_sessions=config.data.max_sessions,
         lexicon=read_lexicon(Path(config.data.lexicon), table) if config.data.lexicon else None,
         front_end=config.preprocessor.log_mel,
+        audio_channel=config.data.audio_channel,
         progress=progress,
     )
     if config.data.on_fault == "raise":

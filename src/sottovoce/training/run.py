@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from sottovoce.core.checkpoints import has_checkpoint
 from sottovoce.core.configuration import build, plain
-from sottovoce.core.errors import ConfigurationError, TrainingAborted
+from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
 from sottovoce.data.collation import StepPart, StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
 from sottovoce.evaluation.left_out import read_left_out, write_left_out
@@ -77,7 +78,15 @@ def start(prepared: Prepared, watch: Watch | None = None) -> Path:
         environment = describe_environment(prepared.config.seed)
         (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
         _write_config(run_dir, prepared.config)
-    fit(prepared, RunLoop(prepared, run_dir, watch), trainer)
+    loop = RunLoop(prepared, run_dir, watch)
+    try:
+        fit(prepared, loop, trainer)
+    except TrainingAborted:
+        raise
+    except SottovoceError:
+        if is_main_process() and loop.module.progress.step == 0 and not has_checkpoint(loop.last_checkpoint):
+            shutil.rmtree(run_dir)  # it holds nothing, and is not what the corrected command will continue
+        raise
     return run_dir
 
 
