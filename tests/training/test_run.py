@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -145,6 +147,21 @@ def test_settings_that_contradict_the_data(tiny_t15: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="does not exist"):
         run(tmp_path / "nowhere", tmp_path, "d")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_trial_without_labels_is_refused_by_name(tiny_t15: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_t15, data)
+    session = "t15.2023.08.13"
+    for split in ("train", "val"):
+        with h5py.File(data / session / f"data_{split}.hdf5", "r+") as file:
+            file["trial_0001"].attrs["seq_len"] = 0
+            file["trial_0001"]["seq_class_ids"][:] = 0
+    with pytest.raises(DataError, match=rf"{session}.*trial_0001.*empty_label: a training trial without"):
+        run(data, tmp_path, "raises")
+    finished = run(data, tmp_path, "skips", "data.on_fault=skip", "training.steps=3")
+    faults = [e["fault"] for e in read_json_lines(finished / "events.jsonl") if e["event"] == "trial_skipped"]
+    assert faults == ["empty_label"]  # the validation trial stays
 
 
 def test_a_run_is_never_overwritten(tiny_t15: Path, tmp_path: Path) -> None:

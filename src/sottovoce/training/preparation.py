@@ -190,4 +190,17 @@ def _infeasible(trials: tuple[Trial, ...], model: DecoderModel, pipeline: Featur
     def frames(trial: Trial) -> int:
         return model.output_lengths(pipeline.shortest_length(trial.num_steps, trial.split == "train"))
 
-    return infeasible_trials(trials, frames, " at most shortened by augmentation")
+    return _without_labels(trials) | infeasible_trials(trials, frames, " at most shortened by augmentation")
+
+
+def _without_labels(trials: tuple[Trial, ...]) -> dict[str, Fault]:
+    """Training trials in which nothing was said, by id: all that they teach is to stay silent."""
+    message = (
+        "a training trial without a single label; leave it out (data.on_fault=skip) or correct its label. "
+        "Validation and test trials may be empty"
+    )
+    return {
+        trial.trial_id: Fault(str(trial.file), trial.key, "empty_label", "error", message)
+        for trial in trials
+        if trial.split == "train" and not trial.labels
+    }
