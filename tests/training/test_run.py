@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,8 +15,11 @@ import yaml
 from sottovoce.core.checkpoints import has_checkpoint, read_tensors
 from sottovoce.core.errors import ConfigurationError, DataError, TrainingAborted
 from sottovoce.core.records import read_json_lines
+from sottovoce.data.speaking_modes import BlockModes
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
+from sottovoce.training.mode_targets import ModeTargets
+from sottovoce.training.notices import notices
 from sottovoce.training.preparation import prepare
 from sottovoce.training.run import build_trainer, fit, start
 from tests.training.small_runs import STEPS, comparable_metrics, overrides, train
@@ -208,3 +212,15 @@ def test_what_the_data_lack_is_said(tiny_t15: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "two" / second / "data_val.hdf5").symlink_to(tiny_t15 / second / "data_val.hdf5")
     run(tmp_path / "two", tmp_path, "unseen", "training.steps=3")
     assert f"no training trials in the session {second}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("p_value", "said"), [(0.62, True), (0.1, False), (None, False)])
+def test_blocks_of_one_mode_are_pointed_out(
+    tiny_t15: Path, tmp_path: Path, p_value: float | None, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, "modes")))
+    modes = ModeTargets(prepared.trial_set.trials, BlockModes({}, "pseudo"), None)
+    monkeypatch.setattr(ModeTargets, "one_mode_p_value", lambda self, seed: p_value)
+    found = [line for line in notices(replace(prepared, modes=modes)) if "one speaking mode" in line]
+    assert len(found) == said
+    assert not said or "62% of data sets of a single mode" in found[0]
