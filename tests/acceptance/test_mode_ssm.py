@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
@@ -28,7 +29,7 @@ from sottovoce.training.guard import GradientGuard
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import build_trainer, fit
-from sottovoce.training.terms import compute_terms
+from sottovoce.training.terms import compute_terms, length_scaled
 
 SMALL = [
     "data.num_workers=0",
@@ -106,6 +107,9 @@ def test_a2_transducer_and_ctc_losses_are_of_one_size(bins: tuple[int, int], lab
     nats = compute_terms(model, batch, encoded, {"ctc": 0.3, "rnnt": 1.0}, 0, None).nats
     ratio = (nats["rnnt"].sum() / nats["ctc"].sum()).item()
     assert 0.3 < ratio < 3
+    # The source's second scaling divides the transducer's loss by half of the batch's mean frames; ours by the trial's.
+    halves = length_scaled(nats["rnnt"], encoded.lengths_B, batch.label_lengths_B, "frames")
+    torch.testing.assert_close(halves, nats["rnnt"] / (encoded.lengths_B / 2))
 
 
 def test_a3_a4_200_joint_steps_are_clean_and_the_loss_falls(small_t15: Path, tmp_path: Path) -> None:
@@ -160,6 +164,21 @@ def test_a12_45_sessions_512_channels_41_symbols() -> None:
     assert len(PHONEMES) == 41
     assert config.data.max_sessions is None
     assert config.data.on_fault == "raise"  # no trial is left out silently: with `skip`, the run says how many
+
+
+def test_a12_the_sources_quality_filter_says_how_many_trials_it_leaves_out(tmp_path: Path) -> None:
+    data = tmp_path / "d"
+    simulate_t15(data, SimulationSettings(sessions=1, trials=8, val_trials=2, electrodes=8, seed=3))
+    with h5py.File(next(data.rglob("data_train.hdf5")), "r+") as file:
+        file["trial_0001/input_features"][:, :3] = 0.5
+        durations = sorted(len(file[key]["input_features"]) * 20 for key in file if key != "trial_0001")
+    quality = ["data.missing_channel_threshold=0.1", f"data.max_sequence_ms={durations[-1] - 1}"]
+    config = compose_config(["recipe=mode_ssm", f"data.data_root={data}", *SMALL, *quality])
+    prepared = prepare(config)
+    longer = sum(fault.fault == "outside_length_limits" for fault in prepared.skipped)
+    assert longer >= 1
+    assert sum(fault.fault == "too_many_missing_channels" for fault in prepared.skipped) == 1
+    assert len(prepared.train_indices) + len(prepared.val_indices) == 10 - 1 - longer
 
 
 def test_a13_rates_are_printed_in_percent() -> None:

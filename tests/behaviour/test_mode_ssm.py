@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,12 @@ import pytest
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.simulate.settings import SimulationSettings
 from sottovoce.data.simulate.simulation import simulate_t15
-from tests.training.small_runs import train
+from sottovoce.metrics import bootstrap_difference
+from tests.training.small_runs import command, train
 
 pytestmark = [pytest.mark.behaviour, pytest.mark.timeout(3600)]
 
 CTC_STEPS, JOINT_STEPS = 300, 1200
-NOISE_FLOOR = 0.01
 CTC = "components: [preprocessor, encoder, ctc_decoder], loss_weights: {ctc: 1.0}"
 JOINT = "components: [preprocessor, encoder, ctc_decoder, rnnt_decoder], loss_weights: {ctc: 0.3, rnnt: 1.0}"
 
@@ -38,6 +40,23 @@ def _run(data: Path, runs: Path, name: str, stages: str, *more: str) -> dict[str
     return values
 
 
+def _errors(runs: Path, *pairs: str) -> tuple[list[int], list[int], list[int]]:
+    """Phoneme errors of each validation trial under two runs' last weights, and the reference lengths."""
+    counts: list[dict[str, list[int]]] = []
+    for name, decoder in zip(pairs[::2], pairs[1::2], strict=True):
+        shutil.rmtree(runs / name / "checkpoints" / "best")  # else it is what evaluate uses
+        done = subprocess.run(
+            command("evaluate", str(runs / name), "--decoder", decoder), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        lines = read_json_lines(runs / name / f"hypotheses.val.{decoder}.jsonl")
+        counts.append({line["trial_id"]: line["counts"]["per"] for line in lines})
+    first, second = counts
+    assert first.keys() == second.keys()
+    errors = [[sum(found[trial][:3]) for trial in first] for found in counts]
+    return errors[0], errors[1], [first[trial][3] for trial in first]
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_transducer_is_no_worse_than_ctc_alone(data: Path, tmp_path: Path, seed: int) -> None:
     total = CTC_STEPS + JOINT_STEPS
@@ -46,7 +65,10 @@ def test_the_transducer_is_no_worse_than_ctc_alone(data: Path, tmp_path: Path, s
     alone = _run(data, tmp_path, "alone", f"[{{name: ctc_warmup, steps: {total}, {CTC}}}]", f"seed={seed}",
                  "evaluation.decoder=greedy")  # fmt: skip
     print(f"seed {seed}: transducer {joint['val/per'][total]:.4f}, CTC alone {alone['val/per'][total]:.4f}")
-    assert joint["val/per"][total] <= alone["val/per"][total] + NOISE_FLOOR
+    interval = bootstrap_difference(*_errors(tmp_path, "joint", "transducer", "alone", "greedy"), seed=seed)
+    assert interval is not None
+    print(f"difference of the rates, 95 % interval: {interval}")
+    assert interval[0] <= 0, "worse than CTC alone, beyond what the choice of trials explains"
     released = CTC_STEPS + 101
     # An untrained transducer beside a trained CTC head costs far more at first; then both are of one size.
     ratios = [joint["train/transducer_loss"][s] / joint["train/ctc_loss"][s] for s in range(released + 60, total + 1)]

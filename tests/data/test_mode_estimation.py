@@ -14,6 +14,7 @@ from sottovoce.data.mode_estimation import (
     BlockStatistics,
     _session_posterior,
     block_means,
+    one_mode_p_value,
     pseudo_modes,
     refreshed_modes,
 )
@@ -145,6 +146,23 @@ def test_block_means() -> None:
     assert {block: mean.tolist() for block, mean in means.items()} == {("a", 1): [2.0, 3.0], ("a", 2): [5.0, 5.0]}
 
 
+def test_one_mode_and_two_modes_are_told_apart() -> None:
+    """Of one mode, blocks differ by chance; the p-value of such data is as often below as above one half."""
+    one, two = [], []
+    for seed in range(12):
+        chance = np.random.default_rng(seed).normal(0, 0.08, size=(4, 6))
+        depths = {(session, block): 1.2 + chance[i, block] for i, session in enumerate("abcd") for block in range(6)}
+        one.append(one_mode_p_value(_statistics(depths, seed=seed), seed=0, draws=49))
+        modes = {block: depth + 0.5 * (block[1] % 2) for block, depth in depths.items()}
+        two.append(one_mode_p_value(_statistics(modes, seed=seed), seed=0, draws=49))
+    assert max(two) <= 0.1
+    assert 0.25 < np.mean(one) < 0.85
+    assert sum(p <= 0.1 for p in one) <= 3
+    assert min(one + two) >= 1 / 50
+    statistics = _statistics(MIXED)
+    assert one_mode_p_value(statistics, seed=0) == one_mode_p_value(statistics, seed=0)
+
+
 def test_what_cannot_be_estimated_is_refused() -> None:
     with pytest.raises(DataError, match="none of the 2 sessions has two blocks"):
         pseudo_modes(_statistics({("a", 1): 1.0, ("b", 1): 1.5}), seed=0)
@@ -182,6 +200,26 @@ def test_simulated_data_at_the_default_noise(tmp_path: Path) -> None:
     simulate_t15(tmp_path / "d", SimulationSettings(sessions=4, trials=60, electrodes=64, seed=3))
     found, known = _estimate(tmp_path / "d")
     assert found.agreement(known) >= 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 3])
+def test_simulated_data_of_one_mode_do_not_pass_for_two(seed: int, tmp_path: Path) -> None:
+    settings = SimulationSettings(
+        sessions=4, trials=96, val_trials=0, test_trials=0, block_trials=8, electrodes=64, snr=2.0, seed=seed
+    )
+    simulate_t15(tmp_path / "d", settings)
+    data = open_t15(tmp_path / "d", ("train",))
+    of = {mode: BlockStatistics() for mode in ("both", "silent", "vocalised")}
+    for index, trial in enumerate(data.trials):
+        signal = data.signal(index)
+        assert trial.mode is not None
+        for mode in ("both", trial.mode):
+            of[mode].add(trial, signal)
+    assert one_mode_p_value(of["both"], seed=0, draws=99) <= 0.05
+    for mode in ("silent", "vocalised"):
+        assert pseudo_modes(of[mode], seed=0).confidence > 0.7  # so confidence tells nothing
+        assert one_mode_p_value(of[mode], seed=0, draws=99) > 0.1
 
 
 def test_the_sample_data(shared_data: Path) -> None:

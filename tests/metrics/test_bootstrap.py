@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sottovoce.metrics import bootstrap_interval
+from sottovoce.metrics import bootstrap_difference, bootstrap_interval
 
 
 def test_constant_trials_have_no_spread():
@@ -63,3 +63,15 @@ def test_without_spread_or_reference_there_is_no_interval():
 
 def test_resamples_without_any_reference_are_left_out():
     assert bootstrap_interval([0, 3], [0, 10]) == (0.3, 0.3)
+
+
+def test_paired_trials_show_a_difference_that_their_spread_would_hide():
+    generator = np.random.default_rng(3)
+    hard = generator.integers(0, 20, 60)
+    worse = hard + generator.integers(0, 3, 60)
+    low, high = bootstrap_difference(worse, hard, [40] * 60)
+    assert 0 < low < (worse - hard).sum() / 2400 < high < 0.05
+    first, second = (bootstrap_interval(x, [40] * 60) for x in (worse, hard))
+    assert first[0] < second[1]  # apart, the two intervals overlap
+    swapped = bootstrap_difference(hard, worse, [40] * 60)
+    assert swapped == pytest.approx((-high, -low), abs=1e-3)

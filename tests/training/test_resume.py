@@ -154,7 +154,7 @@ def test_unusable_trials_stay_left_out_when_a_run_is_killed_and_resumed(with_bad
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     evaluation = json.loads((tmp_path / "killed" / "evaluation" / "val.greedy.json").read_text())
     assert evaluation["num_trials"] == 3
-    assert any("1 unusable trials were left out" in note for note in evaluation["notes"])
+    assert any("1 trials were left out" in note for note in evaluation["notes"])
     arguments = ["decode", str(tmp_path / "killed"), str(with_bad_trials), "--out", str(tmp_path / "out.jsonl")]
     assert main([*arguments, "--on-fault", "raise"]) == 2
     assert main(arguments) == 0

@@ -2,8 +2,11 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -12,8 +15,11 @@ import yaml
 from sottovoce.core.checkpoints import has_checkpoint, read_tensors
 from sottovoce.core.errors import ConfigurationError, DataError, TrainingAborted
 from sottovoce.core.records import read_json_lines
+from sottovoce.data.speaking_modes import BlockModes
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
+from sottovoce.training.mode_targets import ModeTargets
+from sottovoce.training.notices import notices
 from sottovoce.training.preparation import prepare
 from sottovoce.training.run import build_trainer, fit, start
 from tests.training.small_runs import STEPS, comparable_metrics, overrides, train
@@ -181,6 +187,21 @@ def test_settings_that_contradict_the_data(tiny_t15: Path, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_a_training_trial_without_labels_is_refused_by_name(tiny_t15: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_t15, data)
+    session = "t15.2023.08.13"
+    for split in ("train", "val"):
+        with h5py.File(data / session / f"data_{split}.hdf5", "r+") as file:
+            file["trial_0001"].attrs["seq_len"] = 0
+            file["trial_0001"]["seq_class_ids"][:] = 0
+    with pytest.raises(DataError, match=rf"{session}.*trial_0001.*empty_label: a training trial without"):
+        run(data, tmp_path, "raises")
+    finished = run(data, tmp_path, "skips", "data.on_fault=skip", "training.steps=3")
+    faults = [e["fault"] for e in read_json_lines(finished / "events.jsonl") if e["event"] == "trial_skipped"]
+    assert faults == ["empty_label"]  # the validation trial stays
+
+
 def test_a_run_is_never_overwritten(tiny_t15: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(ConfigurationError, match=r"exists already; continue it with resume="):
@@ -232,3 +253,15 @@ def test_what_the_data_lack_is_said(tiny_t15: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "two" / second / "data_val.hdf5").symlink_to(tiny_t15 / second / "data_val.hdf5")
     run(tmp_path / "two", tmp_path, "unseen", "training.steps=3")
     assert f"no training trials in the session {second}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("p_value", "said"), [(0.62, True), (0.1, False), (None, False)])
+def test_blocks_of_one_mode_are_pointed_out(
+    tiny_t15: Path, tmp_path: Path, p_value: float | None, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, "modes")))
+    modes = ModeTargets(prepared.trial_set.trials, BlockModes({}, "pseudo"), None)
+    monkeypatch.setattr(ModeTargets, "one_mode_p_value", lambda self, seed: p_value)
+    found = [line for line in notices(replace(prepared, modes=modes)) if "one speaking mode" in line]
+    assert len(found) == said
+    assert not said or "62% of data sets of a single mode" in found[0]

@@ -83,3 +83,11 @@ def test_missing_parts_and_double_names_are_refused() -> None:
         planned((JOINT,), 0, 1, ("encoder", "ctc_decoder"))
     with pytest.raises(ConfigurationError, match="2 stages are called joint"):
         planned((JOINT, replace(JOINT, name="joint")), 0, 1, PRESENT)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_weights_and_factors_are_finite_and_not_negative(value: float) -> None:
+    with pytest.raises(ConfigurationError, match=rf"ctc={value} must be finite"):
+        StageConfig("x", steps=1, loss_weights=LossWeights(ctc=value))
+    with pytest.raises(ConfigurationError, match=rf"encoder={value} must be finite"):
+        StageConfig("x", steps=1, learning_rate=LearningRateFactors(encoder=value))

@@ -11,8 +11,13 @@ from sottovoce.training.terms import GradientBalance, length_scaled
 
 
 def test_the_length_scale_is_the_geometric_mean_of_a_trials_own_lengths_and_at_least_5() -> None:
-    nats = length_scaled(torch.tensor([90.0, 90.0]), torch.tensor([90, 4]), torch.tensor([10, 2]))
+    nats = length_scaled(torch.tensor([90.0, 90.0]), torch.tensor([90, 4]), torch.tensor([10, 2]), "length")
     assert nats.tolist() == pytest.approx([90 / math.sqrt(900), 90 / 5])
+
+
+def test_the_frame_scale_is_half_a_trials_own_frames_and_at_least_1() -> None:
+    nats = length_scaled(torch.tensor([90.0, 90.0]), torch.tensor([90, 1]), torch.tensor([10, 2]), "frames")
+    assert nats.tolist() == pytest.approx([2.0, 90.0])
 
 
 def test_the_balance_makes_the_transducers_gradient_as_large_as_ctcs() -> None:

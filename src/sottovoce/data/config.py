@@ -37,6 +37,12 @@ class DataConfig:
     pseudo)."""
     mode_file: str | None = None
     """CSV file with the columns session, block, mode (`silent` or `vocalised`), for data that state none."""
+    min_sequence_ms: float | None = None
+    """Leave out trials shorter than this (mode-ssm: 50); absent: none."""
+    max_sequence_ms: float | None = None
+    """Leave out trials longer than this (mode-ssm: 30,000); absent: none."""
+    missing_channel_threshold: float | None = None
+    """Binned features: leave out trials of which a larger share of channels is constant (mode-ssm: 0.1)."""
     on_fault: str = "raise"
     """`raise` stops at the first unusable trial, `skip` leaves such trials out and says which and how many."""
     check: bool = True
@@ -64,6 +70,15 @@ class DataConfig:
             raise ConfigurationError(
                 "data.val_fraction must lie in (0, 1), data.test_fraction in [0, 1 - val_fraction); "
                 f"got {self.val_fraction} and {self.test_fraction}"
+            )
+        if (self.min_sequence_ms or 0) < 0 or (self.max_sequence_ms or 1) <= (self.min_sequence_ms or 0):
+            raise ConfigurationError(
+                "data.min_sequence_ms must be at least 0 and data.max_sequence_ms larger; "
+                f"got {self.min_sequence_ms} and {self.max_sequence_ms}"
+            )
+        if not 0 <= (self.missing_channel_threshold or 0) < 1:
+            raise ConfigurationError(
+                f"data.missing_channel_threshold={self.missing_channel_threshold}: must lie in [0, 1)"
             )
         smallest = {
             "max_sessions": 1,

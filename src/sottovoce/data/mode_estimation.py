@@ -6,7 +6,8 @@ In vocalised speech the voice is driven fully, and heard and felt: more of the v
 
 The model: a block's vector is its session's mean, plus one common shift if it was vocalised, plus noise. The
 session's mean is its own, so that drift from day to day does not pass for a mode; the price is that a session spoken
-in one mode throughout cannot be told, and its blocks get a probability near one half.
+in one mode throughout cannot be told, and its blocks get a probability near one half. Whether there are two modes at
+all is another question: see `one_mode_p_value`.
 
 Dimension legend: N blocks, M trials, T bins, C channels, E embedding size, K sessions, D compared dimensions.
 """
@@ -34,6 +35,7 @@ NOISE_SHARE: Final = 0.5
 """Variance of the noise, alike in all directions, as a share of the blocks' variance along their first component. It
 is fixed: so few blocks would let an estimated one shrink to nothing around chance groups. Above 1 no group forms."""
 RESTARTS: Final = 20
+BOOTSTRAP_DRAWS: Final = 199
 _MOST_ITERATIONS: Final = 500
 _TOLERANCE: Final = 1e-8
 _MOST_LOG_ODDS: Final = 30.0
@@ -110,6 +112,30 @@ def pseudo_modes(statistics: BlockStatistics, seed: int, restarts: int = RESTART
     if float(np.sum(blocks.weight_N * (posterior_N - 0.5) * strength_N)) < 0:
         posterior_N = 1 - posterior_N
     return blocks.labelled(posterior_N)
+
+
+def one_mode_p_value(statistics: BlockStatistics, seed: int, draws: int = BOOTSTRAP_DRAWS) -> float:
+    """How often blocks of a single mode fall into two groups at least as well as these, from 1/(draws + 1) to 1.
+
+    The two-component fit is always better than one component, and its posteriors look sure of themselves either way.
+    So its gain in likelihood is compared with that on data drawn from the one-component fit, a normal distribution
+    about each session's mean (parametric bootstrap). A small number speaks for two modes; a large one does not speak
+    for one, the blocks may be too few or the signal too weak.
+
+    Raises:
+        DataError: as `pseudo_modes`.
+    """
+    ratios = statistics.log_ratios()
+    blocks = _Blocks.of(statistics.num_trials)
+    x_ND = blocks.principal(blocks.centred(np.stack([ratios[block] for block in blocks.names])))
+    root_N1 = np.sqrt(blocks.weight_N)[:, None]
+    freedom = len(x_ND) - blocks.session_NK.shape[1]
+    _, deviation_D, basis_DD = np.linalg.svd(root_N1 * x_ND / np.sqrt(freedom), full_matrices=False)
+    generator, gain, as_good = numpy_generator(seed, "bootstrap"), _gain(x_ND, blocks), 0
+    for _ in range(draws):
+        drawn_ND = generator.standard_normal((len(x_ND), len(deviation_D))) * deviation_D @ basis_DD / root_N1
+        as_good += int(_gain(blocks.principal(blocks.centred(drawn_ND)), blocks) >= gain)
+    return (1 + as_good) / (1 + draws)
 
 
 def refreshed_modes(
@@ -189,6 +215,12 @@ class _Blocks:
         scaled: Array = x_ND / np.sqrt(np.sum(self.weight_N[:, None] * x_ND**2) / self.weight_N.sum())
         return scaled
 
+    def precision(self, x_ND: Array) -> Array:
+        """Of the noise of each block, from `NOISE_SHARE`."""
+        covariance_DD = (x_ND * self.weight_N[:, None]).T @ x_ND / self.weight_N.sum()
+        precision_N: Array = self.weight_N / (NOISE_SHARE * float(np.linalg.eigvalsh(covariance_DD)[-1]))
+        return precision_N
+
     def labelled(self, posterior_N: Array) -> BlockModes:
         """The posterior of each block as labels."""
         return BlockModes(dict(zip(self.names, posterior_N.tolist(), strict=True)), "pseudo")
@@ -207,9 +239,7 @@ def _mixture(x_ND: Array, blocks: _Blocks, posterior_N: Array) -> tuple[Array, f
     x_n = mean of n's session + m_n · shift + noise, m_n 0 or 1 with probability one half; a block's squared distance
     counts by its weight. The session means are estimated along the way and integrated out at the end.
     """
-    weight_N = blocks.weight_N
-    covariance_DD = (x_ND * weight_N[:, None]).T @ x_ND / weight_N.sum()
-    precision_N = weight_N / (NOISE_SHARE * float(np.linalg.eigvalsh(covariance_DD)[-1]))
+    precision_N = blocks.precision(x_ND)
     likelihood, shift_D = -np.inf, np.zeros(x_ND.shape[1])
     for _ in range(_MOST_ITERATIONS):
         mean_ND, shift_D = _regression(x_ND, blocks, posterior_N)
@@ -224,6 +254,13 @@ def _mixture(x_ND: Array, blocks: _Blocks, posterior_N: Array) -> tuple[Array, f
     for members_K in blocks.session_NK.T.astype(bool):
         posterior_N[members_K] = _session_posterior(along_N[members_K], length, precision_N[members_K])
     return posterior_N, likelihood
+
+
+def _gain(x_ND: Array, blocks: _Blocks) -> float:
+    """By how many nats two components fit better than one, the session's mean, with noise of the same size."""
+    one = len(x_ND) * np.log(2) - 0.5 * float(np.sum(blocks.precision(x_ND)[:, None] * x_ND**2))
+    _, two = _mixture(x_ND, blocks, _start(x_ND, 0, 0))
+    return two - float(one)
 
 
 def _session_posterior(along_N: Array, length: float, precision_N: Array) -> Array:

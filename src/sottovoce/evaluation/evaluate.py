@@ -50,7 +50,7 @@ def evaluate_run(
     unusable = sum(trial_id in run.left_out for trial_id in (t.trial_id for t in trial_set.trials if t.split == split))
     unusable += sum(fault.severity == "error" for fault in trial_set.skipped)
     if unusable:
-        note = f"{unusable} unusable trials were left out (data.on_fault=skip)"
+        note = f"{unusable} trials were left out (left_out.json)"
         evaluation = replace(evaluation, notes=(*evaluation.notes, note))
     write_evaluation(run.run_dir, evaluation)
     _write_examples(run, evaluation, outputs)

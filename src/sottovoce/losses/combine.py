@@ -7,7 +7,7 @@ from typing import Final
 import torch
 
 NORMALISATIONS: Final = ("per_utterance", "per_token")
-LOSS_SCALINGS: Final = ("none", "length", "gradient_norm")
+LOSS_SCALINGS: Final = ("none", "length", "frames", "gradient_norm")
 
 
 def normalised_sum(

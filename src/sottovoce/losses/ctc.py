@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from sottovoce.core.trial import valid_mask
+from sottovoce.losses.precision import refuse_half_precision
 
 
 def ctc_loss(
@@ -20,12 +21,14 @@ def ctc_loss(
 ) -> torch.Tensor:
     """−ln of the summed probability of all alignments of each target, float32 [B] in nats.
 
-    Computed in float32 whatever the precision of the logits. A target that does not fit
+    Computed in float32. A target that does not fit
     (frames < labels + adjacent repeats) gives +inf, never 0: the guard names such an utterance.
 
     Raises:
-        ValueError: lengths beyond the tensors, or a label that is the blank or no symbol; names the utterance.
+        ValueError: float16 logits; lengths beyond the tensors, or a label that is the blank or no symbol, with the
+            utterance.
     """
+    refuse_half_precision(logits_BSV)
     _check(logits_BSV.shape, targets_BU, logit_lengths_B, target_lengths_B, blank)
     log_probs_SBV = functional.log_softmax(logits_BSV.float(), dim=-1).transpose(0, 1)
     return functional.ctc_loss(

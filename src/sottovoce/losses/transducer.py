@@ -12,6 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from sottovoce.losses import transducer_scan
+from sottovoce.losses.precision import refuse_half_precision
 from sottovoce.losses.transducer_reference import Reference, Route, checked_reference
 
 ROUTES: Final = ("auto", "compiled", "scan", "triton")
@@ -55,7 +56,12 @@ def transducer_loss(
 
 
 def in_lattice_precision(values: torch.Tensor) -> torch.Tensor:
-    """float64 stays; all else becomes float32."""
+    """float64 stays; all else becomes float32.
+
+    Raises:
+        ValueError: float16, which overflows at 65,504 before a loss could see it.
+    """
+    refuse_half_precision(values)
     return values if values.dtype == torch.float64 else values.float()
 
 

@@ -12,14 +12,23 @@ With c_u(s) the sum of ln p(blank) in row u over the frames before s, α of a ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
 from typing import Final
 
 import torch
 
 from sottovoce.losses.transducer_reference import BLANK, LABEL, NEVER, Reference, empty_like
 
-BLOCK: Final = 1 << 19
-"""Logits worked on at a time: enough to keep the threads busy, few enough to stay in a cache."""
+SMALLEST_BLOCK: Final = 1 << 16
+LARGEST_BLOCK: Final = 1 << 20
+BLOCKS: Final = 16
+"""Into so many blocks are logits cut, within these bounds. Every block costs a few meetings of PyTorch's threads, which
+take long on a busy machine; and the buffer that it needs is to be small beside the logits."""
+ROW_ON_CPU: Final = 1 << 9
+"""Numbers of a row of α and β that a CPU works on at once; a trial with longer rows is worked on alone. PyTorch spreads
+the exponentials of 2,048 over threads, which would have to meet twice a row; and the lattices of a few trials are
+small beside the logits."""
 LARGEST_RANGE: Final = 690.0
 """e^−690 still has all digits of a float64."""
 
@@ -33,8 +42,8 @@ def _log_p_of_moves(logits_BSWV: torch.Tensor, reference: Reference) -> torch.Te
     num_trials, num_frames, num_rows, num_symbols = logits_BSWV.shape
     log_p_B2SW = logits_BSWV.new_zeros(num_trials, 2, num_frames, num_rows)
     labels_BW = label_per_row(reference, logits_BSWV.device)
-    buffer_SWV = logits_BSWV.new_empty(_frames_at_once(num_rows * num_symbols), num_rows, num_symbols)
-    for b, start, stop in _blocks(reference, num_rows * num_symbols):
+    buffer_SWV = logits_BSWV.new_empty(_frames_at_once(logits_BSWV), num_rows, num_symbols)
+    for b, start, stop in _blocks(reference, len(buffer_SWV)):
         log_p_SWV = torch.log_softmax(logits_BSWV[b, start:stop], -1, out=buffer_SWV[: stop - start])
         read_moves(log_p_SWV, labels_BW[b], reference.blank, log_p_B2SW[b, :, start:stop])
     return log_p_B2SW
@@ -45,11 +54,10 @@ def backward(
 ) -> torch.Tensor:
     """See `Route`."""
     gradient_BSWV = empty_like(logits_BSWV)
-    taken_B2SW = kept * scale_B[:, None, None, None]
     labels_BW = label_per_row(reference, logits_BSWV.device)
-    for b, start, stop in _blocks(reference, logits_BSWV.shape[2] * logits_BSWV.shape[3]):
+    for b, start, stop in _blocks(reference, _frames_at_once(logits_BSWV)):
         p_SWV = torch.softmax(logits_BSWV[b, start:stop], -1, out=gradient_BSWV[b, start:stop])
-        to_gradient(p_SWV, taken_B2SW[b, :, start:stop], labels_BW[b], reference.blank)
+        to_gradient(p_SWV, kept[b, :, start:stop] * scale_B[b], labels_BW[b], reference.blank)
     for b, (frames, labels) in enumerate(zip(reference.frames_B, reference.labels_B, strict=True)):
         gradient_BSWV[b, frames:] = 0
         gradient_BSWV[b, :frames, labels + 1 :] = 0
@@ -77,25 +85,42 @@ def to_gradient(p_SWV: torch.Tensor, taken_2SW: torch.Tensor, labels_W: torch.Te
 
 def occupancies(log_p_B2SW: torch.Tensor, reference: Reference, gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """See `Route`."""
+    num_trials, _, num_frames, _ = log_p_B2SW.shape
+    at_once = max(1, ROW_ON_CPU // (2 * num_frames)) if log_p_B2SW.device.type == "cpu" else num_trials
+    nats_B = log_p_B2SW.new_empty(num_trials, dtype=torch.float64)
+    taken_B2SW = torch.zeros_like(log_p_B2SW) if gradient else log_p_B2SW.new_empty(0)
+    for start in range(0, num_trials, at_once):
+        some = slice(start, start + at_once)
+        theirs = replace(reference, frames_B=reference.frames_B[some], labels_B=reference.labels_B[some])
+        size = (slice(None), slice(int(theirs.frames_B.max())), slice(int(theirs.labels_B.max()) + 1))
+        nats_B[some], taken_2WBS = _lattices(log_p_B2SW[some, *size], theirs, gradient)
+        if gradient:
+            taken_B2SW[some, *size] = taken_2WBS.permute(2, 0, 3, 1)
+    return nats_B, taken_B2SW
+
+
+def _lattices(log_p_B2SW: torch.Tensor, reference: Reference, gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats [B], and the occupancies of the moves [2, W, B, S] if a gradient is wanted."""
     num_trials, _, num_frames, num_rows = log_p_B2SW.shape
     places = _Places(reference, num_frames, num_rows, log_p_B2SW.device)
-    moves_2WBS = log_p_B2SW.permute(1, 3, 0, 2).double().clamp_(min=NEVER)
+    moves_2WBS = log_p_B2SW.new_empty((2, num_rows, num_trials, num_frames), dtype=torch.float64)
+    moves_2WBS.copy_(log_p_B2SW.permute(1, 3, 0, 2)).clamp_(min=NEVER)
     end_B = moves_2WBS[BLANK][places.last]
-    alpha_beta_WBS = _scan(_moves_into(moves_2WBS, places), torch.cat([torch.zeros_like(end_B), end_B]))
+    alpha_beta_WBS = _scan(moves_2WBS, places, torch.cat([torch.zeros_like(end_B), end_B]))
     alpha_WBS, reversed_beta_WBS = alpha_beta_WBS[:, :num_trials], alpha_beta_WBS[:, num_trials:]
     log_p_B = alpha_WBS[places.last] + end_B
     nats_B = torch.where(log_p_B < NEVER / 2, torch.inf, -log_p_B)
     if not gradient:
-        return nats_B, log_p_B2SW.new_empty(0)
+        return nats_B, moves_2WBS
     ahead_WBS = moves_2WBS.new_full((num_rows + 1, num_trials, num_frames + 1), -torch.inf)
     ahead_WBS[:-1, :, :-1] = reversed_beta_WBS[places.reversed].masked_fill_(places.outside_WBS, -torch.inf)
     ahead_WBS[places.end] = 0
     # Where there is no path at all, −ln P = inf − inf: such a trial's gradient is NaN, never a number.
-    here_WBS = alpha_WBS + torch.where(nats_B < torch.inf, nats_B, torch.nan)[:, None]
-    moves_2WBS[BLANK] += ahead_WBS[:-1, :, 1:] + here_WBS
-    moves_2WBS[LABEL] += ahead_WBS[1:, :, :-1] + here_WBS
-    taken_2WBS = moves_2WBS.exp_().masked_fill_(places.outside_WBS, 0)
-    return nats_B, taken_2WBS.permute(2, 0, 3, 1).to(log_p_B2SW.dtype, memory_format=torch.contiguous_format)
+    here_WBS = alpha_WBS.add_(torch.where(nats_B < torch.inf, nats_B, torch.nan)[:, None])
+    moves_2WBS += here_WBS
+    moves_2WBS[BLANK] += ahead_WBS[:-1, :, 1:]
+    moves_2WBS[LABEL] += ahead_WBS[1:, :, :-1]
+    return nats_B, moves_2WBS.exp_().masked_fill_(places.outside_WBS, 0)
 
 
 def _moves_into(moves_2WBS: torch.Tensor, places: _Places) -> torch.Tensor:
@@ -112,31 +137,38 @@ def _moves_into(moves_2WBS: torch.Tensor, places: _Places) -> torch.Tensor:
     return into_2WBS
 
 
-def _scan(into_2WBS: torch.Tensor, start_B: torch.Tensor) -> torch.Tensor:
-    """α [W, B, S] of lattices whose first cell has α = `start_B`."""
+def _scan(moves_2WBS: torch.Tensor, places: _Places, start_B: torch.Tensor) -> torch.Tensor:
+    """α of the lattices and of the reversed ones [W, 2B, S], whose first cells have α = `start_B`."""
+    if moves_2WBS.device.type == "cpu":
+        alpha_WBS, spans = _rows(_moves_into(moves_2WBS, places), start_B, _fast_logcumsumexp_)
+        if spans < LARGEST_RANGE:
+            return alpha_WBS
+    return _rows(_moves_into(moves_2WBS, places), start_B, _logcumsumexp_)[0]
+
+
+def _rows(
+    into_2WBS: torch.Tensor, start_B: torch.Tensor, logcumsumexp_: Callable[[torch.Tensor], None]
+) -> tuple[torch.Tensor, float]:
+    """α, and how far the logcumsumexp of a row spans at most; uses up `into_2WBS`."""
     blanks_WBS = into_2WBS[BLANK].cumsum_(-1)
     step_WBS = into_2WBS[LABEL].sub_(blanks_WBS)
     step_WBS[1:] += blanks_WBS[:-1]
     step_WBS[0] = start_B[:, None]
-    if into_2WBS.device.type != "cpu":
-        return _rows(step_WBS, torch.logcumsumexp).add_(blanks_WBS)
-    rows_WBS = _rows(step_WBS, _fast_logcumsumexp)
-    if not (rows_WBS[..., -1] - rows_WBS[..., 0] < LARGEST_RANGE).all():
-        rows_WBS = _rows(step_WBS, torch.logcumsumexp)
-    return rows_WBS.add_(blanks_WBS)
+    rows = step_WBS.unbind()
+    for below_BS, row_BS in pairwise(rows):
+        logcumsumexp_(row_BS.add_(below_BS))
+    span = (step_WBS[..., -1] - step_WBS[..., 0]).max()  # NaN where an α is
+    return step_WBS.add_(blanks_WBS), float(span)
 
 
-def _rows(step_WBS: torch.Tensor, logcumsumexp: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
-    rows = [step_WBS[0]]
-    for step_BS in step_WBS[1:]:
-        rows.append(logcumsumexp(rows[-1] + step_BS, -1))
-    return torch.stack(rows)
+def _logcumsumexp_(values: torch.Tensor) -> None:
+    values.copy_(values.logcumsumexp(-1))
 
 
-def _fast_logcumsumexp(values: torch.Tensor, dim: int) -> torch.Tensor:
+def _fast_logcumsumexp_(values: torch.Tensor) -> None:
     """As exact as `torch.logcumsumexp`, and vector code on CPUs, while results span less than `LARGEST_RANGE`."""
-    largest = values.amax(dim, keepdim=True)
-    return (values - largest).exp_().cumsum_(dim).log_().add_(largest)
+    largest = values.amax(-1, keepdim=True)
+    torch.cumsum(values.sub_(largest).exp_(), -1, out=values).log_().add_(largest)
 
 
 class _Places:
@@ -153,13 +185,13 @@ class _Places:
         self.reversed = (backward_WB.clamp(min=0)[..., None], b_B[:, None], backward_BS.clamp(min=0))
 
 
-def _frames_at_once(frame_size: int) -> int:
-    return max(1, BLOCK // frame_size)
+def _frames_at_once(logits_BSWV: torch.Tensor) -> int:
+    block = min(max(logits_BSWV.numel() // BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
+    return max(1, block // (logits_BSWV.shape[2] * logits_BSWV.shape[3]))
 
 
-def _blocks(reference: Reference, frame_size: int) -> Iterator[tuple[int, int, int]]:
+def _blocks(reference: Reference, at_once: int) -> Iterator[tuple[int, int, int]]:
     """Trial, first frame, frame after the last, for all frames that trials have."""
-    at_once = _frames_at_once(frame_size)
     for b, frames in enumerate(reference.frames_B.tolist()):
         for start in range(0, frames, at_once):
             yield b, start, min(start + at_once, frames)

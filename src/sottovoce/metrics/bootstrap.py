@@ -56,6 +56,29 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_difference(
+    counts: npt.ArrayLike,
+    others: npt.ArrayLike,
+    totals: npt.ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = 0.95,
+) -> tuple[float, float] | None:
+    """(low, high) of the difference of two systems' rates on the same trials, which are resampled in pairs.
+
+    A positive difference means that the first system has more errors. The rest is as in `bootstrap_interval`.
+
+    >>> bootstrap_difference([3, 1, 2], [3, 1, 2], [10, 10, 10])
+    (0.0, 0.0)
+    """
+    difference_N = np.asarray(counts, np.float64) - np.asarray(others, np.float64)
+    return bootstrap_interval(
+        difference_N, totals, clusters, seed=seed, num_resamples=num_resamples, confidence=confidence
+    )
+
+
 def _numbered(clusters: Sequence[Hashable]) -> npt.NDArray[np.int64]:
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])

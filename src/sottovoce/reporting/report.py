@@ -84,6 +84,7 @@ def _status(run: RunFiles) -> str:
 
 def _facts(run: RunFiles) -> str:
     facts = {"recipe": run.setting("recipe"), "seed": run.setting("seed"), "data": run.setting("data.data_root")}
+    facts["trials left out"] = sum(event["event"] == "trial_skipped" for event in run.events) or None
     return "".join(f"<span>{k} <b>{text(v)}</b></span>" for k, v in facts.items() if v is not None)
 
 

@@ -69,8 +69,8 @@ class TrainingConfig:
     """`per_utterance` (nats of the whole target, official T15) or `per_token` (nats divided by target length)."""
     loss_scaling: str = "none"
     """How the transducer's loss is scaled against CTC's before the weights: `none`; `length` (divided by the geometric
-    mean of its frames and labels, as mode-ssm does); `gradient_norm` (so that both send equal gradients into the
-    encoder)."""
+    mean of its frames and labels, as mode-ssm does) or `frames` (by half its frames, as mode-ssm did before);
+    `gradient_norm` (so that both send equal gradients into the encoder)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     precision: str = "float32"
@@ -193,6 +193,7 @@ class RunConfig:
             "data.audio_channel": binned and data.audio_channel is not None,
             "data.val_fraction": binned and data.val_fraction != default.val_fraction,
             "data.test_fraction": (binned or data.held_out_speakers) and data.test_fraction != default.test_fraction,
+            "data.missing_channel_threshold": not binned and data.missing_channel_threshold is not None,
             "data.channel_stride": not binned and data.channel_stride > 1,
             "data.max_sessions": not binned and data.max_sessions is not None,
             "data.lexicon": data.symbols == "letters" and data.lexicon is not None,

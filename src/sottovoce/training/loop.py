@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -128,9 +129,9 @@ class RunLoop:
             for fault in self.skipped_trials:
                 self._recorder.event(0, "trial_skipped", **fault.as_dict())
             if self.skipped_trials:
-                self._recorder.say(
-                    f"left out {len(self.skipped_trials)} unusable trials (data.on_fault=skip); see events.jsonl"
-                )
+                codes = Counter(fault.fault for fault in self.skipped_trials)
+                reasons = ", ".join(f"{count} × {code}" for code, count in codes.items())
+                self._recorder.say(f"left out {len(self.skipped_trials)} trials ({reasons}); see events.jsonl")
         for notice in self.notices:
             self._recorder.say(notice)
         count = sum(p.numel() for p in self.module.named.values())

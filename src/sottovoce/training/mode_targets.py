@@ -13,7 +13,13 @@ import torch
 from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.trial import Trial, TrialSet
 from sottovoce.data.config import DataConfig
-from sottovoce.data.mode_estimation import BlockStatistics, block_means, pseudo_modes, refreshed_modes
+from sottovoce.data.mode_estimation import (
+    BlockStatistics,
+    block_means,
+    one_mode_p_value,
+    pseudo_modes,
+    refreshed_modes,
+)
 from sottovoce.data.speaking_modes import BlockModes, read_mode_file, stated_modes
 
 
@@ -30,6 +36,10 @@ class ModeTargets:
     def estimated(self) -> bool:
         """True for pseudo-labels."""
         return self._statistics is not None
+
+    def one_mode_p_value(self, seed: int) -> float | None:
+        """How often blocks of one mode alone would look as different as these; None for known labels."""
+        return None if self._statistics is None else one_mode_p_value(self._statistics, seed)
 
     def of(self, trial_ids: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Probability of vocalised speech [B], and which trials have a label at all [B]."""

@@ -176,8 +176,8 @@ class DecoderTraining(lightning.LightningModule):
         """A loss as this part's share of the step's, normalised and unweighted."""
         training = self.config.training
         tokens_B = batch.label_lengths_B if name in TOKEN_LOSSES else torch.ones_like(batch.label_lengths_B)
-        if name == "rnnt" and training.loss_scaling == "length":  # stands in for the division by tokens
-            nats_B = length_scaled(nats_B, terms.encoded.lengths_B, batch.label_lengths_B)
+        if name == "rnnt" and training.loss_scaling in ("length", "frames"):  # stands in for the division by tokens
+            nats_B = length_scaled(nats_B, terms.encoded.lengths_B, batch.label_lengths_B, training.loss_scaling)
             tokens_B = torch.ones_like(tokens_B)
         return normalised_sum(nats_B, tokens_B, training.loss_normalisation, self.global_batch)
 

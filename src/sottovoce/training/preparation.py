@@ -14,10 +14,11 @@ from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.faults import Fault
 from sottovoce.core.random import seed_for
 from sottovoce.core.symbols import SymbolTable, symbol_table
-from sottovoce.core.trial import Trial
+from sottovoce.core.trial import BIN_MS, Trial
 from sottovoce.data.checks import CheckReport, check_path, fatal_faults, unusable_trials
 from sottovoce.data.loading import PreparedTrials, open_data
 from sottovoce.data.pronunciation import read_lexicon
+from sottovoce.data.quality import filtered_trials
 from sottovoce.evaluation.feasibility import infeasible_trials
 from sottovoce.evaluation.vocabulary import Vocabulary, find_vocabulary
 from sottovoce.features.pipeline import FeaturePipeline
@@ -74,6 +75,9 @@ def prepare(
             known = unusable_trials(report)
             data_warnings.update(fault.fault for fault in report.faults if fault.severity == "warning")
     trial_set = open_data(config.data, config.preprocessor, ("train", "val"), config.seed)
+    front_end = config.preprocessor.log_mel
+    step_ms = BIN_MS if front_end is None else 1000 / front_end.sample_rate_hz
+    known = {**filtered_trials(trial_set, config.data, step_ms), **known}
     config = _filled_in(config, num_sessions=len(trial_set.sessions), num_symbols=len(table))
     torch.manual_seed(seed_for(config.seed, "init"))
     model = build_model(config.model)
@@ -191,4 +195,17 @@ def _infeasible(trials: tuple[Trial, ...], model: DecoderModel, pipeline: Featur
     def frames(trial: Trial) -> int:
         return model.output_lengths(pipeline.shortest_length(trial.num_steps, trial.split == "train"))
 
-    return infeasible_trials(trials, frames, " at most shortened by augmentation")
+    return _without_labels(trials) | infeasible_trials(trials, frames, " at most shortened by augmentation")
+
+
+def _without_labels(trials: tuple[Trial, ...]) -> dict[str, Fault]:
+    """Training trials in which nothing was said, by id: all that they teach is to stay silent."""
+    message = (
+        "a training trial without a single label; leave it out (data.on_fault=skip) or correct its label. "
+        "Validation and test trials may be empty"
+    )
+    return {
+        trial.trial_id: Fault(str(trial.file), trial.key, "empty_label", "error", message)
+        for trial in trials
+        if trial.split == "train" and not trial.labels
+    }

@@ -7,6 +7,7 @@ computed at all, so that no branch that is off can send a gradient into the enco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Final
@@ -86,9 +87,9 @@ class StageConfig:
                 raise ConfigurationError(f"{where}: no component {component!r}; choose of {', '.join(COMPONENTS)}")
         for section in (self.loss_weights, self.learning_rate):
             for entry in fields(section):
-                if getattr(section, entry.name) < 0:
+                if not 0 <= getattr(section, entry.name) < math.inf:
                     raise ConfigurationError(
-                        f"{where}: {entry.name}={getattr(section, entry.name)} must not be negative"
+                        f"{where}: {entry.name}={getattr(section, entry.name)} must be finite and must not be negative"
                     )
         if len(set(self.components)) < len(self.components):
             raise ConfigurationError(f"{where}: components names one of {', '.join(self.components)} twice")

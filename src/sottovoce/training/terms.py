@@ -106,12 +106,17 @@ def _transducer(
     return transducer_loss(head.logits(encoder_BSH, predictor_BUH), labels_BU, frames_B, label_lengths_B, blank)
 
 
-def length_scaled(nats_B: torch.Tensor, frames_B: torch.Tensor, label_lengths_B: torch.Tensor) -> torch.Tensor:
-    """The transducer's loss divided by √(frames · labels) of its own trial, at least 5.
+def length_scaled(
+    nats_B: torch.Tensor, frames_B: torch.Tensor, label_lengths_B: torch.Tensor, scaling: str
+) -> torch.Tensor:
+    """The transducer's loss divided by lengths of its own trial.
 
-    The source divides by the batch's means (mode-ssm, its third scaling), so that a trial's weight depends on its
-    batch mates; here it does not.
+    `length`: by √(frames · labels), at least 5; `frames`: by half its frames, at least 1. The source divides by the
+    batch's means (mode-ssm, its third and second scaling), so that a trial's weight depends on its batch mates; here it
+    does not, and the two agree where all trials are of one length.
     """
+    if scaling == "frames":
+        return nats_B / (frames_B.float() / 2).clamp(min=1)
     return nats_B / (frames_B * label_lengths_B).float().sqrt().clamp(min=SMALLEST_LENGTH_SCALE)
 
 
