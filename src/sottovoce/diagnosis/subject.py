@@ -6,14 +6,16 @@ examined is what will run. The only liberty: the model is not compiled.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from sottovoce.core.lengths import ctc_frames_needed
 from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart, collate
 from sottovoce.training.loop import RunLoop
@@ -23,6 +25,9 @@ from sottovoce.training.stages import Activity, StagePosition
 
 NUM_TRIALS: Final = 2
 """Trials of the batch that is run; two of unequal length show what padding does."""
+EXCERPT_FRAMES: Final = 12
+"""Encoder frames of the longest excerpt: a recurrence of 44 million parameters takes 10 ms a frame on two cores."""
+EXCERPT_LABELS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,12 @@ class Subject:
     loop: RunLoop
     optimizer: torch.optim.Optimizer
     indices: tuple[int, ...]
-    """The trials of `batch` in the trial set: the shortest of training that have labels, of unequal length."""
+    """The trials of `whole` and `batch` in the trial set: the shortest of training with labels, of unequal length."""
+    whole: Batch
+    """Their signals as read, before augmentation."""
     batch: Batch
-    """Their signals as read, before augmentation. Take a copy with `part`: the pipeline overwrites signals."""
+    """Excerpts of them, of unequal length: the first bins and the first few labels, enough to run every loss on. Take a
+    copy with `part`: the pipeline overwrites signals."""
     moments: tuple[Moment, ...]
     """Each stage of the curriculum, one that holds the transducer back twice: without it and with it."""
 
@@ -65,8 +73,8 @@ class Subject:
             loop = RunLoop(prepared, Path())
             optimizer = loop.module.configure_optimizers()
             indices = shortest_trials(prepared, num_trials)
-            batch = collate(prepared.trial_set, indices)
-        return cls(prepared, loop, optimizer, indices, batch, _moments(loop.module))
+            whole = collate(prepared.trial_set, indices)
+        return cls(prepared, loop, optimizer, indices, whole, excerpts(prepared, whole), _moments(loop.module))
 
     @property
     def module(self) -> DecoderTraining:
@@ -84,6 +92,7 @@ class Subject:
         module.progress = Progress(position=moment.position, trained=list(moment.trained))
         module.balance.norms, module.balance.squares = {}, {}
         module.activity = None
+        module.train()
         self.clear_gradients()
         module.enter_step()
 
@@ -135,6 +144,40 @@ def shortest_trials(prepared: Prepared, count: int) -> tuple[int, ...]:
         (rest if trials[i].num_steps in lengths else first).append(i)
         lengths.add(trials[i].num_steps)
     return tuple((first + rest)[:count])
+
+
+def excerpts(prepared: Prepared, whole: Batch) -> Batch:
+    """The first bins (or samples) of each trial, a few frames less of each further one, and as many labels as fit."""
+    lengths, label_lengths = [], []
+    for row, (length, num_labels) in enumerate(
+        zip(whole.lengths_B.tolist(), whole.label_lengths_B.tolist(), strict=True)
+    ):
+        frames = max(EXCERPT_FRAMES - 3 * row, 2)
+        cut = bisect.bisect_left(range(length), frames, key=lambda n: shortest_frames(prepared, n))
+        labels = whole.labels_BU[row, :num_labels].tolist()
+        fitting = [u for u in range(EXCERPT_LABELS + 1) if 2 * ctc_frames_needed(labels[:u]) <= frames]
+        lengths.append(cut)
+        label_lengths.append(min(num_labels, fitting[-1]))
+    return replace(
+        whole,
+        signal=_cut(whole.signal, lengths),
+        lengths_B=torch.tensor(lengths),
+        labels_BU=_cut(whole.labels_BU, label_lengths),
+        label_lengths_B=torch.tensor(label_lengths),
+    )
+
+
+def shortest_frames(prepared: Prepared, num_steps: int, training: bool = True) -> int:
+    """The fewest frames that a trial of `num_steps` bins or samples can come out with."""
+    return prepared.model.output_lengths(prepared.pipeline.shortest_length(num_steps, training))
+
+
+def _cut(values_BT: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Rows cut to their lengths, zeros behind."""
+    cut = torch.zeros_like(values_BT[:, : max(lengths)])
+    for row, values, length in zip(cut, values_BT, lengths, strict=True):
+        row[:length] = values[:length]
+    return cut
 
 
 def _moments(module: DecoderTraining) -> tuple[Moment, ...]:

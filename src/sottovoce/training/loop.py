@@ -354,10 +354,18 @@ class RunLoop:
             self._bad_step(lost)
         if self._recorder is None:
             return
+        parts, state = self.checkpoint(self._optimizer if name == "last" else None, values)
+        write_checkpoint(self.run_dir / "checkpoints" / name, self.module.progress.step, parts, state)
+        self._event("checkpoint_saved", checkpoint=name)
+
+    def checkpoint(
+        self, optimizer: torch.optim.Optimizer | None, values: dict[str, float] | None = None
+    ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """Tensors by part and the other state of a checkpoint; without `optimizer` one to evaluate only."""
         module = self.module
         parts = {"model": module.model.state_dict()}
-        if name == "last":
-            parts["optimizer"] = optimizer_tensors(self._optimizer, {p: n for n, p in module.named.items()})
+        if optimizer is not None:
+            parts["optimizer"] = optimizer_tensors(optimizer, {p: n for n, p in module.named.items()})
         state = {
             "progress": asdict(module.progress),
             "guard": module.guard.state(),
@@ -368,8 +376,7 @@ class RunLoop:
             "modes": module.modes.state() if module.modes is not None else [],
             "validation": values,
         }
-        write_checkpoint(self.run_dir / "checkpoints" / name, module.progress.step, parts, state)
-        self._event("checkpoint_saved", checkpoint=name)
+        return parts, state
 
 
 def _peak_memory_mib(device: torch.device) -> float:

@@ -145,19 +145,25 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
         raise TrainingAborted(f"{where}; continue with: sottovoce train resume={loop.run_dir}")
 
 
-def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trainer) -> DataLoader[StepPart]:
+def batch_plan(prepared: Prepared, world_size: int = 1) -> BatchPlan:
+    """Which trials make up which step, over `world_size` processes."""
     config, trials = prepared.config, prepared.trial_set.trials
     place = {session: i for i, session in enumerate(prepared.trial_set.sessions)}
     training = config.training
-    plan = BatchPlan(
+    return BatchPlan(
         lengths=np.array([trials[i].num_steps for i in prepared.train_indices]),
         sessions=np.array([place[trials[i].session] for i in prepared.train_indices]),
         trials=np.array(prepared.train_indices),
-        batch_size=training.batch_size * training.gradient_accumulation_steps * trainer.world_size,
+        batch_size=training.batch_size * training.gradient_accumulation_steps * world_size,
         sessions_per_batch=config.data.sessions_per_batch,
         bucketing=config.data.use_length_bucketing,
         seed=config.seed,
     )
+
+
+def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trainer) -> DataLoader[StepPart]:
+    config, training = prepared.config, prepared.config.training
+    plan = batch_plan(prepared, trainer.world_size)
     parts = StepParts(
         prepared.trial_set,
         plan,
