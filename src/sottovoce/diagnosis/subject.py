@@ -25,7 +25,7 @@ from sottovoce.training.stages import Activity, StagePosition
 
 NUM_TRIALS: Final = 2
 """Trials of the batch that is run; two of unequal length show what padding does."""
-EXCERPT_FRAMES: Final = 12
+EXCERPT_FRAMES: Final = 9
 """Encoder frames of the longest excerpt: a recurrence of 44 million parameters takes 10 ms a frame on two cores."""
 EXCERPT_LABELS: Final = 4
 
@@ -152,7 +152,7 @@ def excerpts(prepared: Prepared, whole: Batch) -> Batch:
     for row, (length, num_labels) in enumerate(
         zip(whole.lengths_B.tolist(), whole.label_lengths_B.tolist(), strict=True)
     ):
-        frames = max(EXCERPT_FRAMES - 3 * row, 2)
+        frames = max(EXCERPT_FRAMES - 2 * row, 2)
         cut = bisect.bisect_left(range(length), frames, key=lambda n: shortest_frames(prepared, n))
         labels = whole.labels_BU[row, :num_labels].tolist()
         fitting = [u for u in range(EXCERPT_LABELS + 1) if 2 * ctc_frames_needed(labels[:u]) <= frames]

@@ -71,14 +71,19 @@ def start(prepared: Prepared, watch: Watch | None = None) -> Path:
     run_dir = Path()
     if is_main_process():
         run_dir = new_run_dir(prepared.config)
-        write_vocabulary(run_dir, prepared.vocabulary)
-        write_sessions(run_dir, prepared.trial_set.sessions)
-        write_left_out(run_dir, prepared.left_out)
-        environment = describe_environment(prepared.config.seed)
-        (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-        _write_config(run_dir, prepared.config)
+        write_run_files(run_dir, prepared)
     fit(prepared, RunLoop(prepared, run_dir, watch), trainer)
     return run_dir
+
+
+def write_run_files(run_dir: Path, prepared: Prepared) -> None:
+    """What a new run's directory holds before its first step."""
+    write_vocabulary(run_dir, prepared.vocabulary)
+    write_sessions(run_dir, prepared.trial_set.sessions)
+    write_left_out(run_dir, prepared.left_out)
+    environment = describe_environment(prepared.config.seed)
+    (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    _write_config(run_dir, prepared.config)
 
 
 def _write_config(run_dir: Path, config: RunConfig) -> None:
