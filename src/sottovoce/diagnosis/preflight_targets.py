@@ -101,7 +101,7 @@ def check_feasibility(subject: Subject) -> Iterator[Finding]:
         trial = prepared.trial_set.trials[i]
         frames = shortest_frames(prepared, trial.num_steps, trial.split == "train")
         margins.append((frames - max(ctc_frames_needed(trial.labels or ()), 1), frames, trial))
-    worst, frames, trial = min(margins, key=lambda entry: entry[0])
+    _, frames, trial = min(margins, key=lambda entry: entry[0])
     infeasible, tight = (sum(margin < limit for margin, _, _ in margins) for limit in (0, LEAST_MARGIN))
     case = (
         f"{trial.trial_id} has {frames} frames for {len(trial.labels or ())} labels and "

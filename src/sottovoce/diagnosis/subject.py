@@ -1,4 +1,4 @@
-"""What preflight looks at: the run's own objects as the first step will find them, and a way to leave them as they were.
+"""What preflight looks at: the run's own objects as the first step will find them, left as they were.
 
 Everything is made by the code that trains (`RunLoop`, `DecoderTraining`, `configure_optimizers`), so that what is
 examined is what will run. The only liberty: the model is not compiled.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -41,7 +41,10 @@ from sottovoce.training.watch import NoWatch, StepView, Watch
 class RunLoop:
     """What happens after every optimiser step: the run's records, its validation and its checkpoints."""
 
-    def __init__(self, prepared: Prepared, run_dir: Path, watch: Watch | None = None) -> None:
+    def __init__(
+        self, prepared: Prepared, run_dir: Path, watch: Watch | None = None, findings: Sequence[Finding] = ()
+    ) -> None:
+        """`findings` of before the first step are recorded there; a run that goes on has them already."""
         self.watch: Watch = watch or NoWatch()
         self.config = prepared.config
         self.run_dir = run_dir
@@ -73,6 +76,7 @@ class RunLoop:
         self._steps_per_epoch = steps_per_epoch(prepared.config, len(prepared.train_indices))
         self.window = WindowMeans()
         self.skipped_trials = prepared.skipped
+        self._findings = findings
         self.notices = list(notices(prepared))
         self._recorder: RunRecorder | None = None
         self._stage_name = ""
@@ -131,6 +135,8 @@ class RunLoop:
                 self._recorder.say(
                     f"left out {len(self.skipped_trials)} unusable trials (data.on_fault=skip); see events.jsonl"
                 )
+        if not self._resumed:
+            self._tell(self._findings)
         for notice in self.notices:
             self._recorder.say(notice)
         count = sum(p.numel() for p in self.module.named.values())

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from sottovoce.core.checkpoints import has_checkpoint
 from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError, TrainingAborted
+from sottovoce.core.findings import Finding
 from sottovoce.data.collation import StepPart, StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
 from sottovoce.evaluation.left_out import read_left_out, write_left_out
@@ -65,14 +66,17 @@ def new_run_dir(config: RunConfig) -> Path:
         raise ConfigurationError(f"{parent} cannot hold a run ({error.strerror}); choose another runs_dir") from error
 
 
-def start(prepared: Prepared, watch: Watch | None = None) -> Path:
-    """Train from the first step on; returns the run's directory. `watch` looks on (`diagnosis.RunMonitor`)."""
+def start(prepared: Prepared, watch: Watch | None = None, findings: Sequence[Finding] = ()) -> Path:
+    """Train from the first step on; returns the run's directory.
+
+    `watch` looks on (`diagnosis.RunMonitor`); `findings` of before the first step become events of the run.
+    """
     trainer = build_trainer(prepared.config)
     run_dir = Path()
     if is_main_process():
         run_dir = new_run_dir(prepared.config)
         write_run_files(run_dir, prepared)
-    fit(prepared, RunLoop(prepared, run_dir, watch), trainer)
+    fit(prepared, RunLoop(prepared, run_dir, watch, findings), trainer)
     return run_dir
 
 
