@@ -101,7 +101,8 @@ def _check_run(overrides: Sequence[str], as_json: bool) -> int:
         print(_summary(Path(config.data.data_root), replace(report, faults=faults)))
         for line in (*summary_lines(faults), *map(str, findings)):
             print(line)
-    return int(any(found.severity == "error" for found in (*faults, *findings)))
+    severities = [*(fault.severity for fault in faults), *(finding.severity for finding in findings)]
+    return int("error" in severities)
 
 
 def _summary(path: Path, report: CheckReport) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 
 from sottovoce.core.findings import SEVERITIES, Finding
 from sottovoce.diagnosis.causes import found
+from sottovoce.diagnosis.known_answers import known_answers
 from sottovoce.diagnosis.preflight_data import (
     check_pipeline,
     check_sampling,
@@ -19,6 +20,7 @@ from sottovoce.diagnosis.preflight_data import (
     check_splits,
 )
 from sottovoce.diagnosis.preflight_exit import check_exit
+from sottovoce.diagnosis.preflight_layers import check_layers
 from sottovoce.diagnosis.preflight_losses import (
     check_batch_dependence,
     check_infinite_targets,
@@ -66,6 +68,7 @@ PHASES: Final[tuple[tuple[Check, ...], ...]] = (
     (check_weights, check_frame_formula),
     (check_feasibility, check_transducer_lengths, *DATA_CHECKS),
     (check_ownership, check_schedule, check_infinite_targets, check_reductions, check_batch_dependence),
+    (known_answers, check_layers),
     (check_steps,),
     (check_accumulation, check_exit),
 )

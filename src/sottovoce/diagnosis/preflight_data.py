@@ -100,8 +100,8 @@ def check_splits(subject: Subject) -> Iterator[Finding]:
     if shared:
         share, single_words = len(shared) / len(with_text), _isolated_words(train + val)
         evidence = (
-            f"{len(shared)} of {len(with_text)} validation {'words' if single_words else 'sentences'} ({share:.1%}) occur "
-            f"in training too, e.g. {shared[0].text!r}; rates are of seen and unseen texts together."
+            f"{len(shared)} of {len(with_text)} validation {'words' if single_words else 'sentences'} ({share:.1%}) "
+            f"occur in training too, e.g. {shared[0].text!r}; rates are of seen and unseen texts together."
         )
         harmless = single_words or share <= SHARED_SENTENCES
         yield found("split_leak", evidence, "preflight", severity="note" if harmless else "warning")
@@ -140,8 +140,8 @@ def check_speakers(subject: Subject) -> Iterator[Finding]:
     speakers = {trials[i].speaker for i in drawn if trials[i].speaker}
     if len(planned) > 1 and len(speakers) == 1:
         evidence = (
-            f"The first {steps} batches hold {len(drawn)} trials of one speaker, {next(iter(speakers))}; the manifest has "
-            f"{len(planned)} speakers in training."
+            f"The first {steps} batches hold {len(drawn)} trials of one speaker, {next(iter(speakers))}; the manifest "
+            f"has {len(planned)} speakers in training."
         )
         yield found("single_speaker_audio", evidence, "preflight")
         return

@@ -11,6 +11,7 @@ import torch
 
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import Batch
+from sottovoce.diagnosis.bindings import bound
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.rehearsal import Rehearsal
 from sottovoce.diagnosis.subject import Subject
@@ -34,7 +35,7 @@ KNOWN_LABELS: Final = 5
 
 def check_infinite_targets(subject: Subject) -> Iterator[Finding]:
     """An impossible target alone has an infinite loss: nothing replaces it by a number."""
-    for name, function in {"training.terms": training_terms.ctc_loss, "losses.ctc": ctc.ctc_loss}.items():
+    for name, function in bound("ctc_loss", training_terms, ctc):
         logits_BSV = torch.zeros(1, 4, subject.module.model.head.out_features)
         label = 1 if subject.module.blank != 1 else 2
         targets = torch.tensor([[label] * 3]), torch.tensor([4]), torch.tensor([3])
@@ -55,8 +56,8 @@ def check_reductions(subject: Subject) -> Iterator[Finding]:
     if wrong:
         name, factor = next(iter(wrong.items()))
         evidence = (
-            f"On uniform logits the loss {name} of {KNOWN_LABELS} labels in {KNOWN_FRAMES} frames is {factor:.3g} times "
-            "its closed form in nats a target."
+            f"On uniform logits the loss {name} of {KNOWN_LABELS} labels in {KNOWN_FRAMES} frames is {factor:.3g} "
+            "times its closed form in nats a target."
         )
         yield found("reduction_mismatch", evidence, "preflight")
     elif len(names) == 2:
@@ -83,7 +84,8 @@ def _factors(subject: Subject, names: Sequence[str]) -> Iterator[tuple[str, floa
         for parameter, _ in kept:
             parameter.zero_()
         weights = dict.fromkeys(names, 1.0)
-        nats = training_module.compute_terms(model, batch, encoded, weights, blank, subject.module.modes).nats
+        ((_, compute_terms),) = bound("compute_terms", training_module)
+        nats = compute_terms(model, batch, encoded, weights, blank, subject.module.modes).nats
         for parameter, before in kept:
             parameter.copy_(before)
     for name in names:

@@ -137,11 +137,11 @@ def check_schedule(subject: Subject) -> Iterator[Finding]:
             if not math.isclose(rate, planned, rel_tol=RATE_TOLERANCE, abs_tol=1e-15):
                 wrong.append((step, group["name"], rate, planned))
     if wrong:
-        step, group, rate, planned = wrong[len(wrong) // 2]
+        step, name, rate, planned = wrong[len(wrong) // 2]
         flat = " It is the same at every step." if len(seen) == 1 else ""
         evidence = (
             f"At {len({s for s, *_ in wrong})} of {len(steps)} steps looked at the rate is another than configured; "
-            f"e.g. at step {step} group {group} has {rate:.4g}, planned are {planned:.4g}.{flat}"
+            f"e.g. at step {step} group {name} has {rate:.4g}, planned are {planned:.4g}.{flat}"
         )
         yield found("schedule_not_stepped", evidence, "preflight")
 
@@ -181,8 +181,8 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
     cosine = float(torch.nn.functional.cosine_similarity(whole, accumulated, dim=0))
     if cosine < LEAST_COSINE or abs(ratio - 1) > NORM_TOLERANCE:
         evidence = (
-            f"{size} micro-batches of one trial give {ratio:.4g} times the gradient of one batch of {size}, at a cosine "
-            f"of {cosine:.5f}."
+            f"{size} micro-batches of one trial give {ratio:.4g} times the gradient of one batch of {size}, at a "
+            f"cosine of {cosine:.5f}."
         )
         yield found("accumulation_mismatch", evidence, "preflight")
 

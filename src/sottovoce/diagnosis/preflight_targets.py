@@ -1,4 +1,4 @@
-"""Preflight of targets and lengths: labels that are labels, frames enough for them, and formulas that tell the truth."""
+"""Preflight of targets and lengths: labels that are labels, frames enough for them, formulas that tell the truth."""
 
 from __future__ import annotations
 

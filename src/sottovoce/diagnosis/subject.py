@@ -139,7 +139,8 @@ def shortest_trials(prepared: Prepared, count: int) -> tuple[int, ...]:
     trials = prepared.trial_set.trials
     ordered = sorted(prepared.train_indices, key=lambda i: (not trials[i].labels, trials[i].num_steps, i))
     lengths: set[int] = set()
-    first, rest = [], []
+    first: list[int] = []
+    rest: list[int] = []
     for i in ordered:
         (rest if trials[i].num_steps in lengths else first).append(i)
         lengths.add(trials[i].num_steps)
@@ -199,6 +200,6 @@ def _moments(module: DecoderTraining) -> tuple[Moment, ...]:
 
 @contextlib.contextmanager
 def _random_state() -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):
         yield
