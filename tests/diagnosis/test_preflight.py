@@ -23,6 +23,7 @@ SMALL_SSM = (
     "preprocessor.num_channels=16",
     "model.stem.width=16",
     "model.ssm.width=16",
+    "model.ssm.head_size=8",
     "model.flow_bridge.enabled=true",
     "training.num_threads=1",
 )
@@ -137,7 +138,7 @@ def test_check_takes_a_recipe(
     configured = overrides(tiny_t15, tmp_path / "runs", "none")
     assert main(["check", *configured, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["trials"] == 32 and not [f for f in printed["findings"] if f["severity"] != "note"]
+    assert printed["trials"] == 30 and not [f for f in printed["findings"] if f["severity"] != "note"]
     monkeypatch.setattr("torch.nn.functional.ctc_loss", _zero_infinity(torch.nn.functional.ctc_loss))
     assert main(["check", *configured]) == 1
     assert "error: zero_infinity" in capsys.readouterr().out

@@ -42,10 +42,14 @@ def demo(tiny_t15: Path, tmp_path: Path) -> Prepare:
 
 @pytest.fixture
 def curriculum(tiny_t15: Path) -> Prepare:
-    small = ("preprocessor.num_channels=16", "model.stem.width=16", "model.ssm.width=16", "training.num_threads=1")
-    return lambda *more: prepare(
-        compose_config(["recipe=mode_ssm_small", f"data.data_root={tiny_t15}", *small, *more])
+    small = (
+        "preprocessor.num_channels=16",
+        "model.stem.width=16",
+        "model.ssm.width=16",
+        "model.ssm.head_size=8",
+        "training.num_threads=1",
     )
+    return lambda *more: prepare(compose_config(["recipe=mode_ssm_small", f"data.data_root={tiny_t15}", *small, *more]))
 
 
 def codes(findings: Sequence[Finding]) -> list[str]:
@@ -225,7 +229,8 @@ def test_minus_infinity_in_the_padding(demo: Prepare, monkeypatch: pytest.Monkey
 
     def padded(logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor, *more: Any) -> torch.Tensor:
         padding = torch.arange(logits.shape[1]) >= frames[:, None]
-        leak = logits.masked_fill(padding[:, :, None], -math.inf).logsumexp(-1).masked_fill(padding, 0.0)
+        lowest = torch.zeros(padding.shape).masked_fill(padding, -math.inf)
+        leak = (logits + lowest[:, :, None]).logsumexp(-1).masked_fill(padding, 0.0)
         return original(logits, labels, frames, *more) + 0 * leak.sum(1)
 
     monkeypatch.setattr(terms, "ctc_loss", padded)
@@ -297,12 +302,9 @@ def recordings(tmp_path: Path) -> Prepare:
                 write_wav(path, generator.normal(0, 0.1, 5000).astype(np.float32), 8000)
                 rows.append(f"{path.name},{speaker},{word}")
     (tmp_path / "data" / "manifest.csv").write_text("\n".join(rows) + "\n")
-    return lambda *more: prepare(
-        compose_config(
-            ["recipe=recordings", f"data.data_root={tmp_path / 'data'}", "model.conv.width=16", "model.conv.num_blocks=1"]
-            + ["training.num_threads=1", "training.batch_size=8", *more]
-        )
-    )
+    sizes = ["model.conv.width=16", "model.conv.num_blocks=1", "training.num_threads=1", "training.batch_size=8"]
+    recipe = ["recipe=recordings", f"data.data_root={tmp_path / 'data'}", *sizes]
+    return lambda *more: prepare(compose_config([*recipe, *more]))
 
 
 def test_healthy_recordings(recordings: Prepare) -> None:
@@ -336,7 +338,7 @@ def test_scoring_that_fails(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_memory(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sottovoce.diagnosis.preflight_memory._available", lambda _: 1 << 20)
+    monkeypatch.setattr("sottovoce.diagnosis.preflight_memory._available", lambda _: 1 << 10)
     findings = preflight(demo())
     assert codes(findings) == ["memory_short"]
     assert "0.00 GiB" not in str(MemoryEstimate(3 << 30, 1 << 30, 1 << 30)).split(" of ")[0]

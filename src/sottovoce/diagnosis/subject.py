@@ -1,7 +1,7 @@
 """What preflight looks at: the run's own objects as the first step will find them, left as they were.
 
 Everything is made by the code that trains (`RunLoop`, `DecoderTraining`, `configure_optimizers`), so that what is
-examined is what will run. The only liberty: the model is not compiled.
+examined is what will run. Two liberties: the model is not compiled, and no other process reads data ahead.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class Subject:
 
         Leaves the random state as it was; everything else is only read.
         """
-        training = replace(prepared.config.training, compile=False)
-        prepared = replace(prepared, config=replace(prepared.config, training=training))
+        config = prepared.config
+        training, data = replace(config.training, compile=False), replace(config.data, num_workers=0)
+        prepared = replace(prepared, config=replace(config, training=training, data=data))
         with _random_state():
             loop = RunLoop(prepared, Path())
             optimizer = loop.module.configure_optimizers()
