@@ -27,7 +27,7 @@ ALMOST_NOTHING: Final = 0.1
 
 def symbol_answers(subject: Subject) -> Iterator[Finding]:
     """Where two parts of the run count symbols differently; the first disagreement, since others follow from it."""
-    yield from first_found(table_agrees(subject), decoders_agree(subject), losses_agree(subject), texts_agree(subject))
+    yield from first_found(table_agrees(subject), decoders_agree(subject), losses_agree(subject))
 
 
 def table_agrees(subject: Subject) -> Iterator[Finding]:
