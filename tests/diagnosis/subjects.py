@@ -26,7 +26,7 @@ def ssm_subject(data: Path, *more: str) -> Subject:
         "model.transducer={embedding_size: 6, units: 8, layers: 1, joint_size: 8}",
         "model.speaking_mode=null",
         "training.stages=[{name: ctc, steps: 5, components: [preprocessor, encoder, ctc_decoder]}, {name: joint, "
-        "steps: 9, components: [preprocessor, encoder, ctc_decoder, rnnt_decoder], loss_weights: {ctc: 0.3, rnnt: 1.0}}]",
+        "steps: 9, components: [preprocessor, encoder, ctc_decoder, rnnt_decoder], loss_weights: {ctc: 0.3, rnnt: 1}}]",
         "training.rnnt_warmup_batches=2",
         "training.scheduler.warmup_steps=2",
         "training.num_threads=1",

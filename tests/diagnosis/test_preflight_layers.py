@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,14 +100,17 @@ def test_decays_in_bfloat16(tiny_t15: Path) -> None:
     assert codes(check_layers(subject))[0] == "ssm_low_precision"
 
 
-def test_a_scan_inside_the_autocast(tiny_t15: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr("sottovoce.models.ssm_mamba2.full_precision", lambda x: torch.autocast("cpu", torch.bfloat16))
-    subject = ssm_subject(tiny_t15, "training.precision=bfloat16")
-    for block in blocks(subject):
-        scan = block.scan
-        block.scan = lambda x, dt, *rest, scan=scan: scan(x.bfloat16(), dt, *rest)  # type: ignore[misc]
-    monkeypatch.setattr("sottovoce.models.ssm_mamba2.functional.softplus", lambda x: nn.Softplus()(x).bfloat16())
-    assert codes(check_layers(subject))[0] == "ssm_low_precision"
+def test_a_scan_that_is_given_bfloat16_by_the_autocast(tiny_t15: Path, monkeypatch: Patch) -> None:
+    """Nothing switches autocast off, so that the products before the scan come out in bfloat16."""
+    softplus = nn.functional.softplus
+
+    def of_a_product(x: torch.Tensor) -> torch.Tensor:
+        return softplus(x @ torch.eye(x.shape[-1]))
+
+    functional = SimpleNamespace(softplus=of_a_product, pad=nn.functional.pad, silu=nn.functional.silu)
+    monkeypatch.setattr("sottovoce.models.ssm_mamba2.full_precision", lambda x: nullcontext())
+    monkeypatch.setattr("sottovoce.models.ssm_mamba2.functional", functional)
+    assert codes(check_layers(ssm_subject(tiny_t15, "training.precision=bfloat16")))[0] == "ssm_low_precision"
 
 
 def test_parameters_in_bfloat16(tiny_t15: Path) -> None:
