@@ -26,7 +26,7 @@ from sottovoce.diagnosis.preflight_guard import guard_answers
 from sottovoce.diagnosis.preflight_numbers import loss_answers
 from sottovoce.diagnosis.preflight_resume import resume_answers
 from sottovoce.diagnosis.preflight_selection import copied_trials, selection_metrics, selection_trials
-from sottovoce.diagnosis.preflight_symbols import symbol_answers
+from sottovoce.diagnosis.preflight_symbols import symbol_answers, texts_agree
 from sottovoce.diagnosis.preflight_transducer import transducer_answers
 from sottovoce.diagnosis.subject import Subject
 from sottovoce.evaluation import inference, scoring
@@ -46,6 +46,8 @@ def known_answers(subject: Subject) -> Iterator[Finding]:
         printed_units(),
         greedy_order(subject),
         symbol_answers(subject),
+        validated_rates(subject),
+        texts_agree(subject),
         selection_metrics(subject),
         reference_texts(subject),
     )
@@ -72,13 +74,20 @@ def positional_metrics() -> Iterator[Finding]:
 
 
 def aggregation(subject: Subject) -> Iterator[Finding]:
-    """Rates are sums of errors over sums of lengths, as fractions: from `score`, and from the run's validation."""
+    """Rates are sums of errors over sums of lengths, as fractions."""
     table = subject.loop.validation.text_decoder.table
-    wrong, right = _hypothesis("wrong", (1,), (2,)), _hypothesis("right", _cycle(table, 19), _cycle(table, 19))
+    wrong, right = (
+        _hypothesis("wrong", _cycle(table, 1), ()),
+        _hypothesis("right", _cycle(table, 19), _cycle(table, 19)),
+    )
     for place, score in bound("score", scoring, validation):
         for order in ((wrong, right), (right, wrong)):
             per = score(order, table, decoder="greedy").as_dict()["per"]
             yield from _judged(per, 1 / 20, f"Errors [1, 0] in references of [1, 19] symbols give {{}} ({place})")
+
+
+def validated_rates(subject: Subject) -> Iterator[Finding]:
+    """The same of what the run's validation reports: of a model that says nothing, and of one that mostly is right."""
     places = rehearsal_trials(subject)
     if not places:
         return

@@ -18,7 +18,7 @@ from sottovoce.core.trial import Batch
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight_numbers import half_precision_parts
 from sottovoce.diagnosis.preflight_padding import check_padding
-from sottovoce.diagnosis.preflight_ssm import check_ssm
+from sottovoce.diagnosis.preflight_ssm import check_ssm, needs_another_device
 from sottovoce.diagnosis.subject import Subject
 from sottovoce.models import compose, conv, gru, ssm, ssm_cuda, ssm_mamba1, ssm_mamba2
 from sottovoce.models.compose import DecoderModel, ModelConfig
@@ -43,7 +43,8 @@ def check_layers(subject: Subject) -> Iterator[Finding]:
         yield from check_ssm(subject)
     yield from smoothing_shift(subject)
     if all(p.dtype in FULL for p in subject.module.model.parameters()):
-        yield from check_padding(subject)
+        if not needs_another_device(subject):
+            yield from check_padding(subject)
         yield from looks_ahead(subject)
 
 

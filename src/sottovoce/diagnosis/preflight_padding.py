@@ -26,7 +26,7 @@ from sottovoce.models.ssm_parts import CausalConv
 
 TOLERANCE: Final = 1e-4
 """Largest difference on valid frames, relative to the largest value; float32 sums of another shape give 1e-6."""
-MOST_FRAMES: Final = 24
+MOST_FRAMES: Final = 12
 """A trial is cut to about this many frames: padding shows in any."""
 RECURRENT: Final = (nn.RNNBase, GRUEncoder, SSMEncoder, BidirectionalLayer, Block, Mamba1, Mamba2, CausalConv)
 """Modules with a direction: what they read of the padding, they read by walking through it."""

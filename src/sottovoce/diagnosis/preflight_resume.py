@@ -188,7 +188,8 @@ def _small(prepared: Prepared) -> Prepared:
         checkpoint_every_steps=STEPS,
         log_every_steps=STEPS,
     )
-    small = replace(config, model=model, training=training)
+    evaluation = replace(config.evaluation, decoder="greedy")
+    small = replace(config, model=model, training=training, evaluation=evaluation)
     torch.manual_seed(0)
     built = build_model(model)
     pipeline = FeaturePipeline(PreprocessorConfig(CHANNELS, 0.0), AugmentationConfig(white_noise_std=0.5))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from sottovoce.core.findings import Finding
@@ -120,12 +119,13 @@ def _short_memory(subject: Subject, layers: list[_Layer]) -> Iterator[Finding]:
 
 
 def _low_precision(subject: Subject, layers: list[_Layer]) -> Iterator[Finding]:
+    may_be_bfloat16 = subject.prepared.config.training.precision != "float32" and not needs_another_device(subject)
     for layer in layers:
         block = layer.block
         held: dict[str, torch.dtype] = {"A_log": block.A_log.dtype, "dt_bias": block.dt_bias.dtype}
         held["the state"] = block.start(1).hidden.dtype
         if all(dtype in FULL for dtype in held.values()):
-            held = _scanned(block) if subject.prepared.config.training.precision != "float32" else {}
+            held = _scanned(block) if may_be_bfloat16 else {}
         low = {name: dtype for name, dtype in held.items() if dtype not in FULL}
         if low:
             name, dtype = next(iter(low.items()))
@@ -162,10 +162,8 @@ def _scanned(block: Mamba1 | Mamba2) -> dict[str, torch.dtype]:
 
 def _overflowing(subject: Subject, layers: list[_Layer]) -> Iterator[Finding]:
     """The scan at the longest trial, with the largest decays of the layers, beside the recurrence frame by frame."""
-    if subject.prepared.config.model.ssm is None or layers[0].block.A_log.device.type != "cpu":
+    if needs_another_device(subject):
         return
-    if subject.prepared.config.model.ssm.backend != "torch":
-        return  # runs on CUDA alone
     frames = max([FEWEST_FRAMES, *_trial_frames(subject)])
     fastest = max(layers, key=lambda layer: 1 / float(layer.memory_frames.min()))
     outputs, expected = _both_scans(fastest, frames)
@@ -222,11 +220,7 @@ def frame_ms(subject: Subject) -> float:
     return (log_mel.hop_ms if log_mel is not None else BIN_MS) * subject.module.model.bins_per_frame
 
 
-def decay_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters whose precision `check_ssm` looks at."""
-    return [
-        f"{n}.{p}"
-        for n, part in model.named_modules()
-        if isinstance(part, Mamba1 | Mamba2)
-        for p in ("A_log", "dt_bias")
-    ]
+def needs_another_device(subject: Subject) -> bool:
+    """The model has kernels that cannot run where it is now: those of `mamba_ssm`, outside of a GPU."""
+    ssm, device = subject.prepared.config.model.ssm, next(subject.module.model.parameters()).device
+    return ssm is not None and ssm.backend == "mamba_ssm" and device.type != "cuda"

@@ -27,7 +27,7 @@ ALMOST_NOTHING: Final = 0.1
 
 def symbol_answers(subject: Subject) -> Iterator[Finding]:
     """Where two parts of the run count symbols differently; the first disagreement, since others follow from it."""
-    yield from first_found(table_agrees(subject), decoders_agree(subject), losses_agree(subject), texts_agree(subject))
+    yield from first_found(table_agrees(subject), decoders_agree(subject), losses_agree(subject))
 
 
 def table_agrees(subject: Subject) -> Iterator[Finding]:
@@ -76,26 +76,19 @@ def decoders_agree(subject: Subject) -> Iterator[Finding]:
 def losses_agree(subject: Subject) -> Iterator[Finding]:
     """A model that says a target has no loss; where another offset or blank has less, that is the reason."""
     table, blank = subject.loop.validation.text_decoder.table, subject.module.blank
-    labels = _cycle_without(len(table), blank)
+    last = len(table) - 1
+    labels = [i for i in range(3, len(table) - 3) if abs(i - blank) > 2]  # whatever the offset, no label is a blank
     for place, loss in bound("ctc_loss", ctc, terms, validation):
-        nats = {0: _nats(loss, labels, labels, blank, len(table))}
-        if nats[0] < ALMOST_NOTHING:
-            continue
-        for offset in OFFSETS:
-            said = [label + offset for label in labels]
-            nats[offset] = _nats(loss, labels, said, blank, len(table))
-        best = min(nats, key=lambda offset: nats[offset])
-        if best and nats[best] < ALMOST_NOTHING:
+        nats = {
+            (offset, said_blank): _nats(loss, labels, [i + offset for i in labels], blank, said_blank, len(table))
+            for offset in (0, *OFFSETS)
+            for said_blank in (blank, last)
+        }
+        right, best = nats[0, blank], min(nats, key=lambda way: nats[way])
+        if right > ALMOST_NOTHING > nats[best]:
             yield _offset(
-                f"the CTC loss of frames that say the target is {nats[0]:.1f} nats, of frames that say it shifted by "
-                f"{best:+d} {nats[best]:.1f} ({place})."
-            )
-            return
-        last = _nats(loss, labels, labels, blank, len(table), said_blank=len(table) - 1)
-        if last < ALMOST_NOTHING:
-            yield _offset(
-                f"the CTC loss of frames that say the target is {nats[0]:.1f} nats with the table's blank {blank} "
-                f"between them and {last:.1f} with {len(table) - 1} ({place})."
+                f"the CTC loss of frames that say the target is {right:.1f} nats, that of frames that say it shifted "
+                f"by {best[0]:+d} with the blank {best[1]} (the table's is {blank}) {nats[best]:.1f} ({place})."
             )
             return
 
@@ -122,29 +115,19 @@ def texts_agree(subject: Subject) -> Iterator[Finding]:
 
 
 def _wer_shifted(subject: Subject, labels: Mapping[int, Sequence[int]], offset: int, num_symbols: int) -> float:
-    """Word error rate of the labels moved by `offset`; infinite where that leaves the table."""
-    moved = {i: [label + offset for label in found_labels] for i, found_labels in labels.items()}
-    blank = subject.module.blank
-    kept = {i: [s % num_symbols for s in symbols if s % num_symbols != blank] for i, symbols in moved.items()}
-    return rehearsed(subject, kept).get("val/wer", float("inf"))
+    """Word error rate of the labels moved by `offset`, round the table and past the blank."""
+    ids = [i for i in range(num_symbols) if i != subject.module.blank]
+    moved = {symbol: ids[(place + offset) % len(ids)] for place, symbol in enumerate(ids)}
+    return rehearsed(subject, {i: [moved[s] for s in symbols] for i, symbols in labels.items()})["val/wer"]
 
 
 def _nats(
-    loss: Callable[..., Any],
-    labels: Sequence[int],
-    said: Sequence[int],
-    blank: int,
-    num_symbols: int,
-    said_blank: int | None = None,
+    loss: Callable[..., Any], labels: Sequence[int], said: Sequence[int], blank: int, said_blank: int, num_symbols: int
 ) -> float:
-    logits_SV = spoken_logits(said, blank if said_blank is None else said_blank, num_symbols)
+    """The loss of `labels` where the frames say `said`, with `said_blank` between."""
+    logits_SV = spoken_logits(said, said_blank, num_symbols)
     lengths = torch.tensor([len(logits_SV)]), torch.tensor([len(labels)])
     return float(loss(logits_SV[None], torch.tensor([labels]), *lengths, blank)[0])
-
-
-def _cycle_without(num_symbols: int, blank: int) -> list[int]:
-    """Symbols that neither an offset nor the other end of the table as blank runs into."""
-    return [i for i in range(3, num_symbols - 3) if abs(i - blank) > 2]
 
 
 def _explained(labels: Sequence[int], said: Sequence[int], num_symbols: int) -> str:
