@@ -28,7 +28,13 @@ from sottovoce.diagnosis.preflight_losses import (
     check_rehearsals,
 )
 from sottovoce.diagnosis.preflight_memory import check_memory
-from sottovoce.diagnosis.preflight_optimizer import check_accumulation, check_ownership, check_reach, check_schedule
+from sottovoce.diagnosis.preflight_optimizer import (
+    check_accumulation,
+    check_held,
+    check_ownership,
+    check_reach,
+    check_schedule,
+)
 from sottovoce.diagnosis.preflight_targets import (
     check_feasibility,
     check_frame_formula,
@@ -67,7 +73,7 @@ PHASES: Final[tuple[tuple[Check, ...], ...]] = (
     (check_labels,),
     (check_weights, check_frame_formula),
     (check_feasibility, check_transducer_lengths, *DATA_CHECKS),
-    (check_ownership, check_schedule, check_infinite_targets, check_reductions, check_batch_dependence),
+    (check_ownership, check_held, check_schedule, check_infinite_targets, check_reductions, check_batch_dependence),
     (known_answers, check_layers),
     (check_steps,),
     (check_accumulation, check_exit),

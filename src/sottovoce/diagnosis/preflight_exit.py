@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from sottovoce.core.checkpoints import has_checkpoint, write_checkpoint
 from sottovoce.core.findings import Finding
+from sottovoce.core.trial import TrialSet
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.subject import Subject
 from sottovoce.evaluation.loaded_run import LoadedRun, load_run
@@ -67,15 +70,28 @@ def _differing(subject: Subject, loaded: LoadedRun) -> list[str]:
     return [name for name in saved if name not in read or not torch.equal(saved[name].cpu(), read[name].cpu())]
 
 
+class _Cut:
+    """A trial set of which only the first bins or samples of each trial are left: decoding takes its time."""
+
+    def __init__(self, source: TrialSet, most_steps: int) -> None:
+        self.source, self.most_steps, self.sessions = source, most_steps, source.sessions
+        self.trials = tuple(replace(t, num_steps=min(t.num_steps, most_steps)) for t in source.trials)
+
+    def signal(self, index: int) -> npt.NDArray[np.float32]:
+        """The beginning of the trial's signal."""
+        return self.source.signal(index)[: self.most_steps]
+
+
 def _score(subject: Subject, loaded: LoadedRun) -> None:
-    """Decode and score the two shortest labelled validation trials, of training where there are none."""
+    """Decode and score the beginnings of two labelled validation trials, of training where there are none."""
     prepared = subject.prepared
     trials = prepared.trial_set.trials
     usable = [i for i in prepared.val_indices or prepared.train_indices if trials[i].labels]
     indices = sorted(usable, key=lambda i: trials[i].num_steps)[:2]
     loaded = replace(loaded, trained=loaded.model.components)  # by the end they are
     text_decoder = loaded.text_decoder()
-    outputs = loaded.outputs(prepared.trial_set, indices, text_decoder.decoder)
+    cut = _Cut(prepared.trial_set, int(subject.batch.lengths_B.max()))
+    outputs = loaded.outputs(cut, indices, text_decoder.decoder)
     texts = {trials[i].text or "" for i in prepared.train_indices}
     score(
         [text_decoder(output) for output in outputs],

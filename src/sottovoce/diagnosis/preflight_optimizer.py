@@ -13,7 +13,7 @@ import torch
 from sottovoce.core.findings import Finding
 from sottovoce.data.collation import StepPart
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.rehearsal import Rehearsal
+from sottovoce.diagnosis.rehearsal import Rehearsal, rehearse
 from sottovoce.diagnosis.subject import Subject
 from sottovoce.models.compose import component_of
 from sottovoce.training.optimizer import SESSION_MODULE, group_of
@@ -91,6 +91,20 @@ def check_reach(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[F
             f"{sum(owned[n].numel() for n in unused):,} numbers: {_some(unused)}."
         )
         yield found("unused_parameters", evidence, "preflight")
+    yield from _leaking(subject, rehearsals)
+
+
+def check_held(subject: Subject) -> Iterator[Finding]:
+    """Stages in which a loss is computed whose weight is 0 or whose head is frozen; only those are run."""
+    for moment in subject.moments:
+        weights = subject.module.curriculum.stage(moment.position).config.loss_weights
+        computed = moment.activity.weights
+        if any(not getattr(weights, n) or DECODER_OF[n] not in moment.activity.rates for n in computed):
+            yield from _leaking(subject, [rehearse(subject, moment)])
+            return
+
+
+def _leaking(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
     for rehearsal in rehearsals:
         leaks = list(_leaks(subject, rehearsal))
         if leaks:

@@ -16,7 +16,7 @@ from sottovoce.core.configuration import build
 from sottovoce.core.errors import CheckpointError, ConfigurationError, DataError
 from sottovoce.core.faults import Fault
 from sottovoce.core.symbols import SymbolTable, symbol_table
-from sottovoce.core.trial import BIN_MS, Split, Trial
+from sottovoce.core.trial import BIN_MS, Split, Trial, TrialSet
 from sottovoce.data.config import DataConfig
 from sottovoce.data.loading import PreparedTrials, open_data
 from sottovoce.evaluation.config import EvaluationConfig
@@ -140,7 +140,7 @@ class LoadedRun:
                 indices.append(i)
         return indices, faults
 
-    def outputs(self, trial_set: PreparedTrials, indices: Sequence[int], decoder: str) -> list[TrialOutput]:
+    def outputs(self, trial_set: TrialSet, indices: Sequence[int], decoder: str) -> list[TrialOutput]:
         """What the model makes of these trials, in the order of `indices`, as the named decoder needs it.
 
         Raises:
