@@ -15,13 +15,15 @@ from omegaconf import DictConfig
 from sottovoce.cli.evaluate import summary
 from sottovoce.cli.progress import progress_bar
 from sottovoce.core.configuration import plain
-from sottovoce.core.errors import ConfigurationError, SottovoceError
+from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
+from sottovoce.core.findings import Finding
 from sottovoce.core.trial import SPLITS
+from sottovoce.diagnosis.preflight import preflight
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.reporting import write_report
 from sottovoce.training.composition import RECIPES, checked_overrides, compose_config, config_from, split_resume
-from sottovoce.training.preparation import prepare
+from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import is_main_process, resume, start
 
 DESCRIPTION = """Train a decoder. Start from a recipe and override any key of its configuration:
@@ -58,7 +60,27 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with progress_bar("checking trials", quiet=not is_main_process()) as progress:
         prepared = prepare(config, progress=progress)
-    return _finish(start(prepared))
+    return _finish(start(prepared, findings=_looked_at(prepared)))
+
+
+def _looked_at(prepared: Prepared) -> list[Finding]:
+    """What preflight has found, by the main process alone.
+
+    Raises:
+        TrainingAborted: an error; no run directory exists yet.
+    """
+    if not prepared.config.training.preflight or not is_main_process():
+        return []
+    findings = preflight(prepared)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        for finding in findings:
+            print(finding, file=sys.stderr)
+        raise TrainingAborted(
+            f"preflight has found {errors} error{'s' * (errors > 1)}, nothing was trained; "
+            "training.preflight=false trains all the same"
+        )
+    return findings
 
 
 def _finish(run_dir: Path) -> int:
@@ -88,7 +110,8 @@ def _multirun(overrides: Sequence[str]) -> int:
     @hydra.main(version_base="1.3", config_path=f"pkg://{RECIPES}", config_name="config")
     def job(composed: DictConfig) -> Any:
         try:
-            _finish(start(prepare(config_from(composed))))
+            prepared = prepare(config_from(composed))
+            _finish(start(prepared, findings=_looked_at(prepared)))
         except SottovoceError as error:
             print(f"sottovoce: {error}", file=sys.stderr)
             failed.append(error)

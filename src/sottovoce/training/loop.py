@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -42,7 +42,10 @@ from sottovoce.training.watch import NoWatch, StepView, Watch
 class RunLoop:
     """What happens after every optimiser step: the run's records, its validation and its checkpoints."""
 
-    def __init__(self, prepared: Prepared, run_dir: Path, watch: Watch | None = None) -> None:
+    def __init__(
+        self, prepared: Prepared, run_dir: Path, watch: Watch | None = None, findings: Sequence[Finding] = ()
+    ) -> None:
+        """`findings` of before the first step are recorded there; a run that goes on has them already."""
         self.watch: Watch = watch or NoWatch()
         self.config = prepared.config
         self.run_dir = run_dir
@@ -74,6 +77,7 @@ class RunLoop:
         self._steps_per_epoch = steps_per_epoch(prepared.config, len(prepared.train_indices))
         self.window = WindowMeans()
         self.skipped_trials = prepared.skipped
+        self._findings = findings
         self.notices = list(notices(prepared))
         self._recorder: RunRecorder | None = None
         self._stage_name = ""
@@ -132,6 +136,8 @@ class RunLoop:
                 codes = Counter(fault.fault for fault in self.skipped_trials)
                 reasons = ", ".join(f"{count} × {code}" for code, count in codes.items())
                 self._recorder.say(f"left out {len(self.skipped_trials)} trials ({reasons}); see events.jsonl")
+        if not self._resumed:
+            self._tell(self._findings)
         for notice in self.notices:
             self._recorder.say(notice)
         count = sum(p.numel() for p in self.module.named.values())
@@ -355,10 +361,18 @@ class RunLoop:
             self._bad_step(lost)
         if self._recorder is None:
             return
+        parts, state = self.checkpoint(self._optimizer if name == "last" else None, values)
+        write_checkpoint(self.run_dir / "checkpoints" / name, self.module.progress.step, parts, state)
+        self._event("checkpoint_saved", checkpoint=name)
+
+    def checkpoint(
+        self, optimizer: torch.optim.Optimizer | None, values: dict[str, float] | None = None
+    ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """Tensors by part and the other state of a checkpoint; without `optimizer` one to evaluate only."""
         module = self.module
         parts = {"model": module.model.state_dict()}
-        if name == "last":
-            parts["optimizer"] = optimizer_tensors(self._optimizer, {p: n for n, p in module.named.items()})
+        if optimizer is not None:
+            parts["optimizer"] = optimizer_tensors(optimizer, {p: n for n, p in module.named.items()})
         state = {
             "progress": asdict(module.progress),
             "guard": module.guard.state(),
@@ -369,8 +383,7 @@ class RunLoop:
             "modes": module.modes.state() if module.modes is not None else [],
             "validation": values,
         }
-        write_checkpoint(self.run_dir / "checkpoints" / name, module.progress.step, parts, state)
-        self._event("checkpoint_saved", checkpoint=name)
+        return parts, state
 
 
 def _peak_memory_mib(device: torch.device) -> float:

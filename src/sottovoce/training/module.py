@@ -142,12 +142,21 @@ class DecoderTraining(lightning.LightningModule):
         """This part's share of the step's loss."""
         if part.micro_batch == 0:
             self.enter_step()
-            self._set_learning_rates()
+            self.set_rates(cast(LightningOptimizer, self.optimizers()).optimizer)
         return self.forward_part(part)
 
     def forward_part(self, part: StepPart) -> torch.Tensor:
         """This part's share of the step's loss; `enter_step` comes before a step's first part."""
         self.parts.append(part)
+        batch, terms, shares = self.shares_of(part)
+        assert self.activity is not None
+        share = torch.stack([self.activity.weights[name] * value for name, value in shares.items()]).sum()
+        self._note(batch, terms, share.detach())
+        # Lightning divides by the micro-batches and averages over processes; the share is already final.
+        return share * (self.micro_batches * self.world_size)
+
+    def shares_of(self, part: StepPart) -> tuple[Batch, Terms, dict[str, torch.Tensor]]:
+        """The features, the losses, and each loss as this part's share of the step's before its weight."""
         torch.manual_seed(seed_for(self.config.seed, "dropout", part.step, part.micro_batch, self.global_rank))
         draws = Draws(self.config.seed, part.step, part.positions, part.batch.signal.device)
         assert self.activity is not None
@@ -160,19 +169,16 @@ class DecoderTraining(lightning.LightningModule):
             terms.nats["denoise"] = flow_term(
                 self.model, clean, self.config.training.corruption, draws.for_corruption()
             )
-        shares = {name: self._share(name, nats_B, batch, terms) for name, nats_B in terms.nats.items()}
+        shares = {name: self.share(name, nats_B, batch, terms) for name, nats_B in terms.nats.items()}
         if self.config.training.loss_scaling == "gradient_norm" and "rnnt" in shares and "ctc" in shares:
             shares = self._balanced(shares, encoded.frames_BSE)
-        share = torch.stack([self.activity.weights[name] * value for name, value in shares.items()]).sum()
-        self._note(batch, terms, share.detach())
-        # Lightning divides by the micro-batches and averages over processes; the share is already final.
-        return share * (self.micro_batches * self.world_size)
+        return batch, terms, shares
 
     def _clean_features(self, batch: Batch) -> Batch:
         """The features as recorded, without augmentation."""
         return self.pipeline.evaluate(replace(batch, signal=batch.signal.clone()))
 
-    def _share(self, name: str, nats_B: torch.Tensor, batch: Batch, terms: Terms) -> torch.Tensor:
+    def share(self, name: str, nats_B: torch.Tensor, batch: Batch, terms: Terms) -> torch.Tensor:
         """A loss as this part's share of the step's, normalised and unweighted."""
         training = self.config.training
         tokens_B = batch.label_lengths_B if name in TOKEN_LOSSES else torch.ones_like(batch.label_lengths_B)
@@ -199,11 +205,11 @@ class DecoderTraining(lightning.LightningModule):
             self._check_owners = True
         self.activity = now
 
-    def _set_learning_rates(self) -> None:
+    def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give `optimizer` the learning rates of the step that was entered."""
         assert self.activity is not None
         scheduler, total_steps = self.config.training.scheduler, self.curriculum.total_steps
         factor = learning_rate_factor(self.progress.updates, scheduler, total_steps)
-        optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
         for name, rate in set_learning_rates(optimizer, factor, self.activity.rates).items():
             self._metrics[f"learning_rate/{name}"] = rate
 

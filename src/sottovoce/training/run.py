@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from sottovoce.core.checkpoints import has_checkpoint
 from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
+from sottovoce.core.findings import Finding
 from sottovoce.data.collation import StepPart, StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
 from sottovoce.evaluation.left_out import read_left_out, write_left_out
@@ -66,19 +67,17 @@ def new_run_dir(config: RunConfig) -> Path:
         raise ConfigurationError(f"{parent} cannot hold a run ({error.strerror}); choose another runs_dir") from error
 
 
-def start(prepared: Prepared, watch: Watch | None = None) -> Path:
-    """Train from the first step on; returns the run's directory. `watch` looks on (`diagnosis.RunMonitor`)."""
+def start(prepared: Prepared, watch: Watch | None = None, findings: Sequence[Finding] = ()) -> Path:
+    """Train from the first step on; returns the run's directory.
+
+    `watch` looks on (`diagnosis.RunMonitor`); `findings` of before the first step become events of the run.
+    """
     trainer = build_trainer(prepared.config)
     run_dir = Path()
     if is_main_process():
         run_dir = new_run_dir(prepared.config)
-        write_vocabulary(run_dir, prepared.vocabulary)
-        write_sessions(run_dir, prepared.trial_set.sessions)
-        write_left_out(run_dir, prepared.left_out)
-        environment = describe_environment(prepared.config.seed)
-        (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-        _write_config(run_dir, prepared.config)
-    loop = RunLoop(prepared, run_dir, watch)
+        write_run_files(run_dir, prepared)
+    loop = RunLoop(prepared, run_dir, watch, findings)
     try:
         fit(prepared, loop, trainer)
     except TrainingAborted:
@@ -88,6 +87,16 @@ def start(prepared: Prepared, watch: Watch | None = None) -> Path:
             shutil.rmtree(run_dir)  # it holds nothing, and is not what the corrected command will continue
         raise
     return run_dir
+
+
+def write_run_files(run_dir: Path, prepared: Prepared) -> None:
+    """What a new run's directory holds before its first step."""
+    write_vocabulary(run_dir, prepared.vocabulary)
+    write_sessions(run_dir, prepared.trial_set.sessions)
+    write_left_out(run_dir, prepared.left_out)
+    environment = describe_environment(prepared.config.seed)
+    (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    _write_config(run_dir, prepared.config)
 
 
 def _write_config(run_dir: Path, config: RunConfig) -> None:
@@ -154,19 +163,25 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
         raise TrainingAborted(f"{where}; continue with: sottovoce train resume={loop.run_dir}")
 
 
-def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trainer) -> DataLoader[StepPart]:
+def batch_plan(prepared: Prepared, world_size: int = 1) -> BatchPlan:
+    """Which trials make up which step, over `world_size` processes."""
     config, trials = prepared.config, prepared.trial_set.trials
     place = {session: i for i, session in enumerate(prepared.trial_set.sessions)}
     training = config.training
-    plan = BatchPlan(
+    return BatchPlan(
         lengths=np.array([trials[i].num_steps for i in prepared.train_indices]),
         sessions=np.array([place[trials[i].session] for i in prepared.train_indices]),
         trials=np.array(prepared.train_indices),
-        batch_size=training.batch_size * training.gradient_accumulation_steps * trainer.world_size,
+        batch_size=training.batch_size * training.gradient_accumulation_steps * world_size,
         sessions_per_batch=config.data.sessions_per_batch,
         bucketing=config.data.use_length_bucketing,
         seed=config.seed,
     )
+
+
+def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trainer) -> DataLoader[StepPart]:
+    config, training = prepared.config, prepared.config.training
+    plan = batch_plan(prepared, trainer.world_size)
     parts = StepParts(
         prepared.trial_set,
         plan,
