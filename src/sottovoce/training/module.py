@@ -160,7 +160,7 @@ class DecoderTraining(lightning.LightningModule):
             terms.nats["denoise"] = flow_term(
                 self.model, clean, self.config.training.corruption, draws.for_corruption()
             )
-        shares = {name: self._share(name, nats_B, batch, terms) for name, nats_B in terms.nats.items()}
+        shares = {name: self.share_of(name, nats_B, batch, terms) for name, nats_B in terms.nats.items()}
         if self.config.training.loss_scaling == "gradient_norm" and "rnnt" in shares and "ctc" in shares:
             shares = self._balanced(shares, encoded.frames_BSE)
         share = torch.stack([self.activity.weights[name] * value for name, value in shares.items()]).sum()
@@ -172,7 +172,7 @@ class DecoderTraining(lightning.LightningModule):
         """The features as recorded, without augmentation."""
         return self.pipeline.evaluate(replace(batch, signal=batch.signal.clone()))
 
-    def _share(self, name: str, nats_B: torch.Tensor, batch: Batch, terms: Terms) -> torch.Tensor:
+    def share_of(self, name: str, nats_B: torch.Tensor, batch: Batch, terms: Terms) -> torch.Tensor:
         """A loss as this part's share of the step's, normalised and unweighted."""
         training = self.config.training
         tokens_B = batch.label_lengths_B if name in TOKEN_LOSSES else torch.ones_like(batch.label_lengths_B)
