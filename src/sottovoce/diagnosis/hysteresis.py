@@ -41,7 +41,7 @@ class Hysteresis:
         return sum(self.recent) / len(self.recent) if self.recent else 0.0
 
     def update(self, true: bool) -> Change | None:
-        """Take one step's condition; tell when an episode begins or ends. Nothing is raised before the window is full."""
+        """Take one step's condition; tell when an episode begins (never before the window is full) or ends."""
         self.recent = [*self.recent[1 - self.window :], true] if self.window > 1 else [true]
         if not self.raised and len(self.recent) == self.window and self.share >= self.raise_share:
             self.raised = True

@@ -56,7 +56,7 @@ def input_blind_floor(
         return value
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     return float(loss().detach())
 
 

@@ -37,7 +37,7 @@ class RunMonitor:
 
     def __init__(self, prepared: Prepared) -> None:
         self.plan = Plan.of(prepared, input_blind_floor_of(prepared))
-        self.ownership, self.moments, self.frozen = (kind(self.plan) for kind in (Ownership, Moments, Frozen))
+        self.ownership, self.moments, self.frozen = Ownership(self.plan), Moments(self.plan), Frozen(self.plan)
         self.events, self.draws, self.validations = Events(self.plan), Draws(self.plan), Validations(self.plan)
         self._sampler = Sampler(self.plan.sample_every)
         self._module: DecoderTraining | None = None

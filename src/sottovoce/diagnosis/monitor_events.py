@@ -55,13 +55,13 @@ class Events:
                 )
             self.transducer_steps += not seen.skipped
         every = self.plan.config.training.validate_every_steps
-        if self.plan.num_val_labels and seen.view.module.global_rank == 0:
-            if seen.step - max(self.last_validation, self.first_step) > every:
-                yield from self._once(
-                    f"Validation was planned every {every} steps; the last one up to step {seen.step} was at "
-                    f"{self.last_validation}.",
-                    seen.step,
-                )
+        validates = self.plan.num_val_labels and seen.view.module.global_rank == 0
+        if validates and seen.step - max(self.last_validation, self.first_step) > every:
+            yield from self._once(
+                f"Validation was planned every {every} steps; the last one up to step {seen.step} was at "
+                f"{self.last_validation}.",
+                seen.step,
+            )
         self.last_step = seen.step
 
     def validated(self, step: int, held_back: bool) -> None:

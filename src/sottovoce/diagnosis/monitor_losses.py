@@ -1,4 +1,4 @@
-"""The losses of every step, utterance by utterance: exact zeros, missing ones, repeated ones, one that drowns the rest."""
+"""The losses of every step, utterance by utterance: zeros, missing ones, repeated ones, one that drowns the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sottovoce.core.lengths import ctc_frames_needed
 from sottovoce.diagnosis.hysteresis import Hysteresis
 from sottovoce.diagnosis.monitor_plan import Plan, Seen, monitored
 from sottovoce.models.compose import Encoded
-from sottovoce.training import module as training_module
+from sottovoce.training import terms as terms_module
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.terms import TOKEN_LOSSES
 
@@ -164,7 +164,7 @@ class Balance:
             others = ", ".join(f"{term} {norm:.3g}" for term, norm in norms.items() if term != name)
             yield monitored(
                 "loss_term_dominates",
-                f"The loss {name}, with its weight {seen.activity.weights[name]:g}, sends {norms[name] / total:.1%} of the "
+                f"The loss {name}, weight {seen.activity.weights[name]:g}, sends {norms[name] / total:.1%} of the "
                 f"gradient into the encoder at step {seen.step} ({name} {norms[name]:.3g}, {others}), as in the two "
                 "measurements before.",
                 seen.step,
@@ -178,7 +178,7 @@ def encoder_gradients(module: DecoderTraining) -> dict[str, float]:
     For the step's last micro-batch, without dropout; changes nothing and draws nothing.
     """
     assert module.activity is not None
-    weights = {name: module.activity.weights[name] for name in TOKEN_LOSSES if name in module.activity.weights}
+    weights = {str(name): module.activity.weights[name] for name in TOKEN_LOSSES if name in module.activity.weights}
     batch = module.parts[-1].batch
     was_training = module.model.training
     module.model.eval()
@@ -189,7 +189,7 @@ def encoder_gradients(module: DecoderTraining) -> dict[str, float]:
         with torch.enable_grad():
             frames_BSE = encoded.frames_BSE.detach().requires_grad_()
             detached = Encoded(frames_BSE, encoded.lengths_B)
-            computed = training_module.compute_terms(module.model, batch, detached, weights, module.blank, None)
+            computed = terms_module.compute_terms(module.model, batch, detached, weights, module.blank, None)
             shares = {name: module.share_of(name, nats_B, batch, computed) for name, nats_B in computed.nats.items()}
             norms = {}
             for name, share in shares.items():

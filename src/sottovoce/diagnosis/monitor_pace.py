@@ -61,8 +61,8 @@ class Pace:
             median = statistics.median(self.waits)
             yield monitored(
                 "data_starvation",
-                f"In the last {len(self.waits)} steps to {seen.step} the median step waited {median * 1000:.0f} ms for its "
-                f"batch and computed for {seconds * 1000:.0f} ms.",
+                f"In the last {len(self.waits)} steps to {seen.step} the median step waited {median * 1000:.0f} ms for "
+                f"its batch and computed for {seconds * 1000:.0f} ms.",
                 seen.step,
                 support=0.9,
             )
@@ -78,8 +78,9 @@ class Pace:
             self.told.append("throughput_drop")
             yield monitored(
                 "throughput_drop",
-                f"The last {len(self.recent)} steps to {seen.step} took {statistics.median(self.recent) * 1000:.0f} ms in "
-                f"the median, the first ones of {seen.view.stage} {usual * 1000:.0f} ms.",
+                f"The median of the last {len(self.recent)} steps to {seen.step} took "
+                f"{statistics.median(self.recent) * 1000:.0f} ms, of the first ones of {seen.view.stage} "
+                f"{usual * 1000:.0f} ms.",
                 seen.step,
                 support=0.8,
             )

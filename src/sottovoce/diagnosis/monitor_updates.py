@@ -15,7 +15,7 @@ from sottovoce.diagnosis.monitor_plan import Plan, Seen, monitored
 CLIPPED_SHARE: Final = 0.95
 """Of the steps of a window (row B4)."""
 STRONG_CLIP: Final = 0.1
-"""A median factor below this takes nine tenths of the gradient away. Adam alone would not mind: its step has no scale."""
+"""A median factor below this takes nine tenths of the gradient away. True Adam does not mind: its step has no scale."""
 STANDSTILL: Final = 2e-4
 """Median ‖Δw‖/‖w‖ below which weights hardly move in a run of some thousand steps."""
 EPS_REGIME: Final = 0.8
