@@ -138,8 +138,8 @@ def _schedule(config: RunConfig, steps: int | None) -> Iterator[Finding]:
     if scheduler.warmup_steps >= steps:
         yield _finding(
             "schedule_length",
-            f"training.scheduler.warmup_steps={scheduler.warmup_steps}, but the run has {steps} steps: the rate rises "
-            "at its end.",
+            f"training.scheduler.warmup_steps={scheduler.warmup_steps}, but the run has {steps} steps: the rate "
+            "is still rising at its end.",
             fix=f"training.scheduler.warmup_steps={max(1, steps // 10)}",
         )
     elif scheduler.name == "cosine_with_warmup" and steps < SCHEDULE_SHARE * end:
@@ -182,8 +182,8 @@ def _never_happens(config: RunConfig, prepared: Prepared | None, steps: int | No
     if training.log_every_steps > steps:
         yield _finding(
             "per_epoch_counter",
-            f"training.log_every_steps={training.log_every_steps}, but the run has {steps} steps: no training metric is "
-            "ever written.",
+            f"training.log_every_steps={training.log_every_steps}, but the run has {steps} steps: no training metric "
+            "is ever written.",
             "warning",
             fix=f"training.log_every_steps={max(1, steps // 20)}",
         )
@@ -192,8 +192,8 @@ def _never_happens(config: RunConfig, prepared: Prepared | None, steps: int | No
     if 0 < known <= training.rnnt_warmup_batches:
         yield _finding(
             "per_epoch_counter",
-            f"training.rnnt_warmup_batches={training.rnnt_warmup_batches}, but the stages with a transducer have {known} "
-            "steps: it never joins.",
+            f"training.rnnt_warmup_batches={training.rnnt_warmup_batches}, but the stages with a transducer have "
+            f"{known} steps: it never joins.",
             fix=f"training.rnnt_warmup_batches={known // 10}",
         )
     yield from _patience(config, prepared)

@@ -21,11 +21,18 @@ STANDSTILL: Final = 2e-4
 EPS_REGIME: Final = 0.8
 """S_ε above which Adam is momentum SGD (row D1 says 0.9, measured over all scalars; idle ones lower it)."""
 LARGE_UPDATE: Final = 0.04
-"""Median ‖Δw‖/‖w‖ of a component in a window. Row D3 proposes 0.02; healthy small runs reach 0.02 in the warm-up."""
+"""Median ‖Δw‖/‖w‖ of a component in a window. Row D3 proposes 0.02; healthy small runs reach 0.02 in the warm-up, and
+layers before a normalisation more: large steps alone are no fault, only with a loss that does not come down."""
+NO_BETTER: Final = 0.95
+"""Loss over the input-blind floor that a run with large steps must get below."""
+RELAPSE: Final = 1.2
+"""Times the best median loss of a window."""
 SPIKE: Final = 4.0
 """Times the running median: a norm that row D3 counts."""
 FEWEST_SPIKES: Final = 3
 SPIKE_WINDOW: Final = 100
+SUSPECT: Final = 0.02
+"""‖Δw‖/‖w‖ of a step, with which spikes are the learning rate's (row D3)."""
 HUGE_SPIKE: Final = 20.0
 """Times the running median: a spike whatever the learning rate."""
 INCIDENT_WINDOW: Final = 200
@@ -52,6 +59,11 @@ class Updates:
     ratios: list[float] = field(default_factory=list)
     """The largest component's ‖Δw‖/‖w‖ in the last samples."""
     sensitivity: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    """CTC losses of the last steps, in nats an utterance."""
+    best: float | None = None
+    """Lowest median of a window of them."""
+    was_large: bool = False
     clipped: Hysteresis = field(init=False)
     large: Hysteresis = field(init=False)
     swallowed: Hysteresis = field(default_factory=lambda: Hysteresis(3, 1.0, 0.0))
@@ -67,6 +79,8 @@ class Updates:
             return
         self.factors = [*self.factors[1 - self.plan.window :], seen.clip_factor]
         self.clipped.update(seen.clip_factor < STRONG_CLIP)
+        if "train/ctc_loss" in seen.view.metrics:
+            self.losses = [*self.losses[1 - self.plan.window :], seen.view.metrics["train/ctc_loss"]]
         sample = seen.sample
         if sample is not None and any(group["lr"] for group in seen.view.optimizer.param_groups):
             self.sensitivity = sample.sensitivity
@@ -74,7 +88,8 @@ class Updates:
             yield from self._format(seen)
             yield from self._dominating(seen)
             yield from self._too_large(seen)
-        if self.clipped.raised and "clipped_to_standstill" not in self.told:
+        warmed_up = seen.updates > self.plan.config.training.scheduler.warmup_steps
+        if self.clipped.raised and warmed_up and "clipped_to_standstill" not in self.told:
             yield from self._standstill(seen)
 
     def _standstill(self, seen: Seen) -> Iterator[Finding]:
@@ -120,15 +135,25 @@ class Updates:
             )
 
     def _too_large(self, seen: Seen) -> Iterator[Finding]:
-        change = self.large.update(self.ratios[-1] > LARGE_UPDATE)
-        if change == "raised" and "learning_rate_too_high" not in self.told:
+        self.large.update(self.ratios[-1] > LARGE_UPDATE)
+        self.was_large = self.was_large or self.large.raised
+        warmed_up = seen.updates > self.plan.config.training.scheduler.warmup_steps + 2 * self.plan.window
+        if len(self.losses) < self.plan.window or not warmed_up:
+            return
+        recent, floor = statistics.median(self.losses), self.plan.floor
+        self.best = recent if self.best is None else min(self.best, recent)
+        no_better = floor is not None and recent >= NO_BETTER * floor
+        if not self.was_large or "learning_rate_too_high" in self.told:
+            return
+        if no_better or recent > RELAPSE * self.best:
             self.told.append("learning_rate_too_high")
             rate = max(group["lr"] for group in seen.view.optimizer.param_groups)
+            against = f"the input-blind floor is {floor:.3g}" if no_better else f"it had been {self.best:.3g}"
             yield monitored(
                 "learning_rate_too_high",
-                f"Each of the last steps to {seen.step} changed the weights by about "
-                f"{statistics.median(self.ratios[-self.large.window :]):.0%} of their size (usual: below 2 %); the "
-                f"learning rate is {rate:.3g}.",
+                f"Steps change the weights by {max(self.ratios):.0%} of their size (usual: below 2 %), with a rate of up "
+                f"to {self.plan.config.training.optimizer.lr:g}, now {rate:.3g}; at step {seen.step} the loss is "
+                f"{recent:.3g}, {against}.",
                 seen.step,
                 support=0.9,
             )
@@ -151,6 +176,8 @@ class Norms:
     """Of v, what one single step has put there."""
     updates: int = 0
     sensitivity: float = 0.0
+    movement: float = 0.0
+    """The largest component's ‖Δw‖/‖w‖ in the last sample."""
     stale: Hysteresis = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,6 +188,7 @@ class Norms:
         norm = seen.view.verdict.gradient_norm
         if seen.sample is not None:
             self.sensitivity = seen.sample.sensitivity
+            self.movement = max(seen.sample.update_ratio.values(), default=0.0)
         if not math.isfinite(norm) or (seen.skipped and seen.view.verdict.cause != "gradient_spike"):
             return
         yield from self._spikes(seen, norm)
@@ -175,6 +203,19 @@ class Norms:
         recent = seen.step - INCIDENT_WINDOW
         if norm > SPIKE * median and self._after_warmup(seen):
             self.spikes = [*(s for s in self.spikes if s > seen.step - SPIKE_WINDOW), seen.step]
+            if (
+                len(self.spikes) >= FEWEST_SPIKES
+                and self.movement > SUSPECT
+                and "learning_rate_too_high" not in self.told
+            ):
+                self.told.append("learning_rate_too_high")
+                yield monitored(
+                    "learning_rate_too_high",
+                    f"Gradient norms above {SPIKE:g} running medians at steps {', '.join(map(str, self.spikes))}, while "
+                    f"steps change the weights by {self.movement:.1%} of their size.",
+                    seen.step,
+                    support=0.75,
+                )
         if norm > HUGE_SPIKE * median:
             self.huge = [*(s for s in self.huge if s > recent), seen.step]
             in_a_row = len(self.huge) > 1 and self.huge[-2] == seen.step - 1
