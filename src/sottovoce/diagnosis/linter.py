@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any, Final
+from typing import Final
 
 from sottovoce.core.findings import Finding, Severity
 from sottovoce.diagnosis.causes import found
-from sottovoce.evaluation.config import EvaluationConfig
+from sottovoce.diagnosis.linter_unread import without_effect
 from sottovoce.models.ssm_parts import NEVER_DECAYED
 from sottovoce.training import optimizer as optimizer_module
-from sottovoce.training.config import RunConfig, TrainingConfig
+from sottovoce.training.config import RunConfig
 from sottovoce.training.preparation import Prepared
 
 LARGE_EPS: Final = 1e-3
@@ -58,7 +57,7 @@ def lint(config: RunConfig, prepared: Prepared | None = None) -> list[Finding]:
         *_schedule(config, steps),
         *_never_happens(config, prepared, steps),
         *_selection(config, prepared),
-        *_without_effect(config, prepared),
+        *without_effect(config, prepared),
     ]
     if prepared is not None:
         findings += _decayed_biases(prepared)
@@ -207,8 +206,8 @@ def _patience(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]
         if patience is not None and (patience + 1) * every > stage.steps:
             yield _finding(
                 "per_epoch_counter",
-                f"Stage {stage.name} has {stage.steps} steps and is validated every {every}: its patience of {patience} "
-                "never runs out.",
+                f"Stage {stage.name} has {stage.steps} steps and is validated every {every}: its patience of "
+                f"{patience} never runs out.",
                 "note",
                 fix=f"training.validate_every_steps={max(1, stage.steps // (patience + 2))}",
             )
@@ -248,7 +247,7 @@ def _selection(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding
     elif prepared.vocabulary is None and config.data.symbols == "phonemes" and metrics - {"per"}:
         yield _finding(
             "metric_missing",
-            f"{', '.join(sorted(metrics - {'per'}))} chooses the checkpoint, but phonemes without a lexicon make no words.",
+            f"{', '.join(sorted(metrics - {'per'}))} chooses the checkpoint; phonemes without a lexicon make no words.",
             fix="data.lexicon=FILE: or training.selection_metric=per",
         )
     if not chosen_by:
@@ -275,89 +274,3 @@ def _decayed_biases(prepared: Prepared) -> Iterator[Finding]:
             "weight_decay_on_biases",
             f"Weight decay {training.optimizer.weight_decay:g} applies to {len(wrong)} biases or step sizes: {some}.",
         )
-
-
-def _without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]:
-    """Row I3: settings other than their defaults that nothing in this configuration reads."""
-    training, model, augmentation = config.training, config.model, config.augmentation
-    plain, evaluation = TrainingConfig(steps=1), EvaluationConfig()
-    transducer = any(stage.loss_weights.rnnt for stage in training.stages)
-    denoises = any(stage.loss_weights.denoise for stage in training.stages)
-    modes = any(stage.loss_weights.mode for stage in training.stages)
-    decodes_transducer = config.evaluation.decoder == "transducer"
-    conditions = {
-        "training.optimizer.session_lr": (
-            model.session_adapter is None and training.optimizer.session_lr is not None,
-            "the model has no session adapter",
-        ),
-        "training.rnnt_warmup_batches": (
-            not transducer and training.rnnt_warmup_batches != plain.rnnt_warmup_batches,
-            "no stage trains a transducer",
-        ),
-        "training.rnnt_ramp_steps": (
-            not transducer and training.rnnt_ramp_steps != plain.rnnt_ramp_steps,
-            "no stage trains a transducer",
-        ),
-        "training.loss_scaling": (
-            not transducer and training.loss_scaling != plain.loss_scaling,
-            "no stage trains a transducer",
-        ),
-        "model.transducer": (model.transducer is not None and not transducer, "no stage trains a transducer"),
-        "model.speaking_mode": (
-            model.speaking_mode is not None and not modes,
-            "no stage learns the speaking mode",
-        ),
-        "data.mode_file": (not modes and config.data.mode_file is not None, "no stage learns the speaking mode"),
-        "data.mode_labels": (not modes and config.data.mode_labels != "auto", "no stage learns the speaking mode"),
-        "model.flow_bridge.enabled": (
-            model.flow_bridge.enabled and not denoises,
-            "no stage trains the flow bridge",
-        ),
-        "training.corruption": (
-            not denoises and training.corruption != plain.corruption,
-            "no stage trains the flow bridge",
-        ),
-        "evaluation.max_symbols_per_frame": (
-            not decodes_transducer and config.evaluation.max_symbols_per_frame != evaluation.max_symbols_per_frame,
-            f"the decoder is {config.evaluation.decoder}",
-        ),
-        "evaluation.beam_size": (
-            not decodes_transducer and config.evaluation.beam_size != evaluation.beam_size,
-            f"the decoder is {config.evaluation.decoder}",
-        ),
-        "training.scheduler.max_steps": (
-            training.scheduler.name == "constant" and training.scheduler.max_steps is not None,
-            "the schedule is constant",
-        ),
-        "training.scheduler.min_lr_ratio": (
-            training.scheduler.name == "constant" and training.scheduler.min_lr_ratio != 0.02,
-            "the schedule is constant",
-        ),
-        "data.use_length_bucketing": (
-            config.data.use_length_bucketing and prepared is not None and _batch(config) >= len(prepared.train_indices),
-            "a batch holds all trials",
-        ),
-        "wandb": (
-            not config.wandb.enabled and (config.wandb.entity or config.wandb.run_name) is not None,
-            "wandb.enabled=false",
-        ),
-    }
-    for name in ("time_mask", "channel_mask"):
-        mask = getattr(augmentation, name)
-        conditions[f"augmentation.{name}"] = (
-            not mask.probability and _differs(mask),
-            f"augmentation.{name}.probability=0",
-        )
-    for key, (applies, why) in conditions.items():
-        if applies:
-            yield _finding("unread_config_key", f"{key} is set, but {why}.", fix=f"leave {key} out")
-
-
-def _batch(config: RunConfig) -> int:
-    return config.training.batch_size * config.training.gradient_accumulation_steps
-
-
-def _differs(section: Any) -> bool:
-    """Any field of the section other than its default."""
-    assert is_dataclass(section)
-    return any(getattr(section, entry.name) != entry.default for entry in fields(section))

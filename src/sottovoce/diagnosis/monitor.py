@@ -19,8 +19,9 @@ from sottovoce.core.symbols import symbol_table
 from sottovoce.diagnosis.input_blind_floor import MOST_TRIALS, input_blind_floor
 from sottovoce.diagnosis.monitor_blank import Blanks
 from sottovoce.diagnosis.monitor_events import Draws, Events
+from sottovoce.diagnosis.monitor_frozen import Frozen
 from sottovoce.diagnosis.monitor_losses import Balance, Losses
-from sottovoce.diagnosis.monitor_ownership import Frozen, Moments, Ownership
+from sottovoce.diagnosis.monitor_ownership import Moments, Ownership
 from sottovoce.diagnosis.monitor_pace import Pace
 from sottovoce.diagnosis.monitor_plan import Detector, Plan, Seen, frames_of, recall, remembered
 from sottovoce.diagnosis.monitor_sample import Sampler

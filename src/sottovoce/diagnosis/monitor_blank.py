@@ -15,7 +15,7 @@ from typing import Final
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.hysteresis import Hysteresis
 from sottovoce.diagnosis.monitor_plan import Plan, Seen, monitored
-from sottovoce.diagnosis.monitor_updates import EPS_REGIME
+from sottovoce.diagnosis.monitor_updates import EPS_REGIME, RELAPSE
 
 BLANK: Final = 0.95
 """Share of frames whose best symbol is the blank: raise (row D6)."""
@@ -36,6 +36,9 @@ class Blanks:
     losses: list[float] = field(default_factory=list)
     """CTC loss in nats an utterance, of the last steps that count."""
     blanks: Hysteresis = field(init=False)
+    """For as long as a slow start is nobody's fault."""
+    back: Hysteresis = field(init=False)
+    """For a window: what a relapse needs."""
     began: int | None = None
     """Step at which the present stretch of blanks began."""
     left_at: int | None = None
@@ -46,7 +49,7 @@ class Blanks:
     movement: float = 0.0
 
     def __post_init__(self) -> None:
-        self.blanks = Hysteresis(self.plan.window)
+        self.blanks, self.back = Hysteresis(self.plan.patience), Hysteresis(self.plan.window)
 
     def look(self, seen: Seen) -> Iterator[Finding]:
         """After every step."""
@@ -65,8 +68,9 @@ class Blanks:
         self.best = recent if self.best is None else min(recent, self.best)
         stuck = recent >= AT_FLOOR * self.plan.floor
         yield from self._eps(seen, recent, stuck)
-        if self.blanks.raised:
-            yield from self._verdict(seen, recent, stuck)
+        relapse = self.back.raised and self.left_at is not None and recent > RELAPSE * self.best
+        if self.blanks.raised or relapse:
+            yield from self._verdict(seen, recent, stuck, relapse)
 
     @property
     def _grace(self) -> int:
@@ -74,7 +78,8 @@ class Blanks:
         return self.plan.config.training.scheduler.warmup_steps + self.plan.patience
 
     def _note_blanks(self, seen: Seen, blank: float) -> None:
-        self.blanks.update(blank >= (LEFT if self.blanks.raised else BLANK))
+        for condition in (self.blanks, self.back):
+            condition.update(blank >= (LEFT if condition.raised else BLANK))
         if blank < BLANK:
             self.began = None
         elif self.began is None:
@@ -107,7 +112,7 @@ class Blanks:
             support=0.9,
         )
 
-    def _verdict(self, seen: Seen, recent: float, stuck: bool) -> Iterator[Finding]:
+    def _verdict(self, seen: Seen, recent: float, stuck: bool, relapse: bool) -> Iterator[Finding]:
         floor, duration = self.plan.floor, seen.step - (self.began or seen.step)
         assert floor is not None
         slope = self.fallen
@@ -116,7 +121,7 @@ class Blanks:
             f"{recent / floor:.2f} of the input-blind floor {floor:.3g}, changed by {slope:+.1%} over the last "
             f"{len(self.losses)} steps"
         )
-        if self.left_at is not None and self.best is not None and recent > 1.2 * self.best:
+        if relapse:
             yield from self._collapse(seen, f"{what}. It had left the blanks at step {self.left_at}: a relapse.", 0.85)
         elif stuck and slope > -FLAT:
             why = " Nothing of the input is used."

@@ -151,8 +151,8 @@ class Updates:
             against = f"the input-blind floor is {floor:.3g}" if no_better else f"it had been {self.best:.3g}"
             yield monitored(
                 "learning_rate_too_high",
-                f"Steps change the weights by {max(self.ratios):.0%} of their size (usual: below 2 %), with a rate of up "
-                f"to {self.plan.config.training.optimizer.lr:g}, now {rate:.3g}; at step {seen.step} the loss is "
+                f"Steps change the weights by {max(self.ratios):.0%} of their size (usual: below 2 %), with a rate of "
+                f"up to {self.plan.config.training.optimizer.lr:g}, now {rate:.3g}; at step {seen.step} the loss is "
                 f"{recent:.3g}, {against}.",
                 seen.step,
                 support=0.9,
@@ -211,8 +211,8 @@ class Norms:
                 self.told.append("learning_rate_too_high")
                 yield monitored(
                     "learning_rate_too_high",
-                    f"Gradient norms above {SPIKE:g} running medians at steps {', '.join(map(str, self.spikes))}, while "
-                    f"steps change the weights by {self.movement:.1%} of their size.",
+                    f"Gradient norms above {SPIKE:g} running medians at steps {', '.join(map(str, self.spikes))}, "
+                    f"while steps change the weights by {self.movement:.1%} of their size.",
                     seen.step,
                     support=0.75,
                 )
