@@ -80,7 +80,6 @@ class RunLoop:
         self._findings = findings
         self.notices = list(notices(prepared))
         self._recorder: RunRecorder | None = None
-        self._stage_name = ""
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
         self._previous_handlers: dict[int, Any] = {}
@@ -162,7 +161,6 @@ class RunLoop:
                 self._recorder.show(step, {name: means[name] for name in ("train/loss", "train/gradient_norm")})
         progress = self.module.progress
         stage = self.curriculum.stage(progress.position)
-        self._stage_name = stage.name
         stage_is_over = step - progress.position.first_step == stage.steps
         if step % training.validate_every_steps == 0 or stage_is_over:
             self._validate()
@@ -297,6 +295,11 @@ class RunLoop:
             signal.signal(number, handler)
         if self._recorder is not None:
             self._recorder.close()
+
+    @property
+    def _stage_name(self) -> str:
+        """Of the stage that the last step belonged to, until it is ended."""
+        return self.curriculum.stage(self.module.progress.position).name
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
