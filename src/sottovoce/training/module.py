@@ -242,7 +242,7 @@ class DecoderTraining(lightning.LightningModule):
 
     def broadcast(self, here: T) -> T:
         """The main process's value, in every process."""
-        return here if self.world_size == 1 else cast(T, self.trainer.strategy.broadcast(here))
+        return here if self.world_size == 1 else self.trainer.strategy.broadcast(here)
 
     def from_main(self, here: tuple[float, float]) -> tuple[float, float]:
         """The main process's two numbers, in every process."""
