@@ -16,7 +16,7 @@ from typing import Final
 import sottovoce
 from sottovoce.core.errors import SottovoceError
 
-VERBS: Final = ("simulate", "check", "train", "evaluate", "decode", "report", "import_t15", "bench")
+VERBS: Final = ("simulate", "check", "train", "evaluate", "decode", "report", "diagnose", "import_t15", "bench")
 
 
 def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from sottovoce.cli.progress import progress_bar
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError
 from sottovoce.core.trial import SPLITS
+from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.reporting import write_report
@@ -51,14 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return _multirun(overrides)
     if run_dir is not None:
-        return _finish(resume(run_dir, overrides))
+        return _finish(resume(run_dir, overrides, RunWatch))
     config = compose_config(overrides)
     if arguments.show_config:
         print(yaml.safe_dump(plain(config), sort_keys=False), end="")
         return 0
     with progress_bar("checking trials", quiet=not is_main_process()) as progress:
         prepared = prepare(config, progress=progress)
-    return _finish(start(prepared))
+    return _finish(start(prepared, RunWatch(prepared)))
 
 
 def _finish(run_dir: Path) -> int:
@@ -86,7 +87,8 @@ def _multirun(overrides: Sequence[str]) -> int:
     @hydra.main(version_base="1.3", config_path=f"pkg://{RECIPES}", config_name="config")
     def job(composed: DictConfig) -> Any:
         try:
-            _finish(start(prepare(config_from(composed))))
+            prepared = prepare(config_from(composed))
+            _finish(start(prepared, RunWatch(prepared)))
         except SottovoceError as error:
             print(f"sottovoce: {error}", file=sys.stderr)
             failed.append(error)

@@ -128,6 +128,11 @@ class RecomputedTraining(DecoderTraining):
         super()._note(batch, terms, share)
 
 
+def device_of(capsule: Capsule) -> torch.device:
+    """Where the capsule is computed again: where it was, if this machine can."""
+    return torch.device("cuda" if capsule.device == "cuda" and torch.cuda.is_available() else "cpu")
+
+
 def kept_model(capsule: Capsule) -> DecoderModel:
     """The model with the weights before the step.
 
@@ -188,7 +193,8 @@ def recompute(
             batch statistics differ from the original.
         watching: entered around each forward and backward pass.
     """
-    model = model.to(dtype).train()
+    device = device_of(capsule)
+    model = model.to(device, dtype).train()
     for parameter in model.parameters():
         parameter.grad = None
         parameter.requires_grad_(True)
@@ -208,8 +214,8 @@ def recompute(
                 if not len(part.batch):
                     continue
                 with watching or contextlib.nullcontext():
-                    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                        share = training.forward_part(part)
+                    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                        share = training.forward_part(replace(part, batch=part.batch.to(device)))
                     if share.requires_grad:
                         (share / (training.micro_batches * training.world_size)).backward()  # type: ignore[no-untyped-call]
             losses |= training.losses

@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning
@@ -35,7 +35,7 @@ from sottovoce.training.environment import describe_environment
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
-from sottovoce.training.watch import Watch
+from sottovoce.training.watch import NoWatch, Watch
 
 
 def new_run_dir(config: RunConfig) -> Path:
@@ -66,7 +66,7 @@ def new_run_dir(config: RunConfig) -> Path:
 
 
 def start(prepared: Prepared, watch: Watch | None = None) -> Path:
-    """Train from the first step on; returns the run's directory. `watch` looks on (`diagnosis.RunMonitor`)."""
+    """Train from the first step on; returns the run's directory. `watch` looks on (`diagnosis.RunWatch`)."""
     trainer = build_trainer(prepared.config)
     run_dir = Path()
     if is_main_process():
@@ -88,8 +88,12 @@ def _write_config(run_dir: Path, config: RunConfig) -> None:
     temporary.replace(run_dir / CONFIG_FILE)
 
 
-def resume(run_dir: Path, overrides: Sequence[str] = (), watch: Watch | None = None) -> Path:
+def resume(
+    run_dir: Path, overrides: Sequence[str] = (), watch: Callable[[Prepared], Watch] = lambda prepared: NoWatch()
+) -> Path:
     """Continue a run from its last checkpoint, or from its first step if it was killed before there was one.
+
+    `watch` makes what looks on (`diagnosis.RunWatch`).
 
     Raises:
         CheckpointError: `run_dir` is not a run directory, or its checkpoint is damaged.
@@ -100,7 +104,7 @@ def resume(run_dir: Path, overrides: Sequence[str] = (), watch: Watch | None = N
     trainer = build_trainer(prepared.config)
     if is_main_process():
         _write_config(run_dir, prepared.config)
-    loop = RunLoop(prepared, run_dir, watch)
+    loop = RunLoop(prepared, run_dir, watch(prepared))
     if has_checkpoint(loop.last_checkpoint):
         loop.restore()
     fit(prepared, loop, trainer)
