@@ -12,6 +12,7 @@ import torch
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.training.guard import GradientGuard, owned_by
+from sottovoce.training.processes import true_anywhere
 from sottovoce.training.verdict import GuardConfig, Verdict
 
 LOGGER = logging.getLogger(__name__)
@@ -75,10 +76,7 @@ class GuardCallback(lightning.Callback):
         owned = owned_by(optimizer, dict(pl_module.named_parameters()))
 
         def agree(here: Sequence[bool]) -> list[bool]:
-            if trainer.world_size == 1:
-                return list(here)
-            flags = torch.tensor(here, device=pl_module.device).float()
-            return [count > 0 for count in trainer.strategy.reduce(flags, reduce_op="sum").tolist()]  # type: ignore[union-attr]
+            return true_anywhere(trainer, here, pl_module.device)
 
         self.verdict = self.guard.inspect(owned, losses, agree, model=pl_module)
         if self.verdict.skipped:

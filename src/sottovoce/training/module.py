@@ -30,6 +30,7 @@ from sottovoce.training.guard import GradientGuard, Verdict, owned_by
 from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.optimizer import build_optimizer, set_learning_rates
 from sottovoce.training.ownership import check_owners, freeze_others
+from sottovoce.training.processes import true_anywhere
 from sottovoce.training.schedules import learning_rate_factor
 from sottovoce.training.stages import Activity, Curriculum, StagePosition
 from sottovoce.training.terms import (
@@ -232,9 +233,7 @@ class DecoderTraining(lightning.LightningModule):
 
     def agreed(self, here: Sequence[bool]) -> list[bool]:
         """Which of the flags `here` are true in any process."""
-        if self.world_size == 1:
-            return list(here)
-        return [count > 0 for count in self._summed(torch.tensor(here, device=self.device).float()).tolist()]
+        return true_anywhere(self._trainer, here, self.device)
 
     def anywhere(self, here: bool) -> bool:
         """True when `here` is true in any process."""
