@@ -97,7 +97,6 @@ def test_infinities_in_a_lattice(tiny_t15: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(terms, "ctc_loss", ragged)
     found = replayed(tiny_t15, tmp_path, nothing, "data.use_length_bucketing=false", "training.max_bad_steps=2")
     assert found.capsule.verdict.cause == "nonfinite_gradient"
-    print(found.findings, summary(found))
     assert [f.code for f in found.findings] == ["infinite_padding"]
     assert "out of infinities" in found.findings[0].evidence
 

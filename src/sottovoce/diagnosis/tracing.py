@@ -14,7 +14,20 @@ from torch.utils.hooks import RemovableHandle
 OUTLYING: Final = 1e4
 """A magnitude that no healthy activation has: features are normalised, gates and norms keep outputs near 1; half
 precision ends at 65504 (stability.md C1). A starting threshold."""
-FILLS: Final = ("fill", "full", "where", "empty", "new_", "zeros", "ones", "_ctc_loss", "scalar_tensor", "lift")
+FILLS: Final = (
+    "fill",
+    "masked_fill",
+    "index_put",
+    "full",
+    "where",
+    "empty",
+    "new_",
+    "zeros",
+    "ones",
+    "_ctc_loss",
+    "scalar_tensor",
+    "lift",
+)
 """Operations that put infinities on purpose (masks, a lattice's forbidden cells) or leave memory as it is."""
 
 
