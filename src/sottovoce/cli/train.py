@@ -19,6 +19,7 @@ from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAb
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import SPLITS
 from sottovoce.diagnosis.preflight import preflight
+from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.reporting import write_report
@@ -53,14 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return _multirun(overrides)
     if run_dir is not None:
-        return _finish(resume(run_dir, overrides))
+        return _finish(resume(run_dir, overrides, RunWatch))
     config = compose_config(overrides)
     if arguments.show_config:
         print(yaml.safe_dump(plain(config), sort_keys=False), end="")
         return 0
     with progress_bar("checking trials", quiet=not is_main_process()) as progress:
         prepared = prepare(config, progress=progress)
-    return _finish(start(prepared, findings=_looked_at(prepared)))
+    return _finish(start(prepared, RunWatch(prepared, _looked_at(prepared))))
 
 
 def _looked_at(prepared: Prepared) -> list[Finding]:
@@ -111,7 +112,7 @@ def _multirun(overrides: Sequence[str]) -> int:
     def job(composed: DictConfig) -> Any:
         try:
             prepared = prepare(config_from(composed))
-            _finish(start(prepared, findings=_looked_at(prepared)))
+            _finish(start(prepared, RunWatch(prepared, _looked_at(prepared))))
         except SottovoceError as error:
             print(f"sottovoce: {error}", file=sys.stderr)
             failed.append(error)

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning
@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from sottovoce.core.checkpoints import has_checkpoint
 from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
-from sottovoce.core.findings import Finding
 from sottovoce.data.collation import StepPart, StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
 from sottovoce.evaluation.left_out import read_left_out, write_left_out
@@ -37,7 +36,7 @@ from sottovoce.training.environment import describe_environment
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
-from sottovoce.training.watch import Watch
+from sottovoce.training.watch import NoWatch, Watch
 
 
 def new_run_dir(config: RunConfig) -> Path:
@@ -67,17 +66,14 @@ def new_run_dir(config: RunConfig) -> Path:
         raise ConfigurationError(f"{parent} cannot hold a run ({error.strerror}); choose another runs_dir") from error
 
 
-def start(prepared: Prepared, watch: Watch | None = None, findings: Sequence[Finding] = ()) -> Path:
-    """Train from the first step on; returns the run's directory.
-
-    `watch` looks on (`diagnosis.RunMonitor`); `findings` of before the first step become events of the run.
-    """
+def start(prepared: Prepared, watch: Watch | None = None) -> Path:
+    """Train from the first step on; returns the run's directory. `watch` looks on (`diagnosis.RunWatch`)."""
     trainer = build_trainer(prepared.config)
     run_dir = Path()
     if is_main_process():
         run_dir = new_run_dir(prepared.config)
         write_run_files(run_dir, prepared)
-    loop = RunLoop(prepared, run_dir, watch, findings)
+    loop = RunLoop(prepared, run_dir, watch)
     try:
         fit(prepared, loop, trainer)
     except TrainingAborted:
@@ -106,8 +102,12 @@ def _write_config(run_dir: Path, config: RunConfig) -> None:
     temporary.replace(run_dir / CONFIG_FILE)
 
 
-def resume(run_dir: Path, overrides: Sequence[str] = (), watch: Watch | None = None) -> Path:
+def resume(
+    run_dir: Path, overrides: Sequence[str] = (), watch: Callable[[Prepared], Watch] = lambda prepared: NoWatch()
+) -> Path:
     """Continue a run from its last checkpoint, or from its first step if it was killed before there was one.
+
+    `watch` makes what looks on (`diagnosis.RunWatch`).
 
     Raises:
         CheckpointError: `run_dir` is not a run directory, or its checkpoint is damaged.
@@ -118,7 +118,7 @@ def resume(run_dir: Path, overrides: Sequence[str] = (), watch: Watch | None = N
     trainer = build_trainer(prepared.config)
     if is_main_process():
         _write_config(run_dir, prepared.config)
-    loop = RunLoop(prepared, run_dir, watch)
+    loop = RunLoop(prepared, run_dir, watch(prepared))
     if has_checkpoint(loop.last_checkpoint):
         loop.restore()
     fit(prepared, loop, trainer)
