@@ -40,7 +40,9 @@ def rates_are_counted(record: RunRecord) -> Iterator[Suspicion]:
             continue
         yield from _unit_of_empty(evaluation)
         if result.get("num_trials") not in (None, len(hypotheses)):
-            evidence = f"evaluation/{evaluation.name} counts {result['num_trials']} trials, but there are {len(hypotheses)}."
+            evidence = (
+                f"evaluation/{evaluation.name} counts {result['num_trials']} trials, but there are {len(hypotheses)}."
+            )
             yield suspect("metric_aggregation", evidence, support=0.85, about=evaluation.name)
         yield from _positional(evaluation)
         for metric in RATES:
@@ -56,9 +58,7 @@ def _aggregation(evaluation: Evaluated, metric: str) -> Iterator[Suspicion]:
     if abs(stored - counted) <= 1e-6:
         return
     mean = sum(sum(c[:3]) / c[3] for c in counts if c[3]) / len(counts)
-    evidence = (
-        f"evaluation/{evaluation.name}: {metric} is stored as {stored:.4g}; all errors over all symbols give {counted:.4g}"
-    )
+    evidence = f"evaluation/{evaluation.name}: {metric} is stored as {stored:.4g}; all errors over all symbols give {counted:.4g}"
     factor = stored / counted if counted else 0.0
     if any(abs(factor - f) < 0.01 * f for f in (100, 0.01)):
         yield suspect("unit_mismatch", f"{evidence}, a hundred times more or less.", about=evaluation.name)
@@ -74,9 +74,7 @@ def _unit_of_empty(evaluation: Evaluated) -> Iterator[Suspicion]:
     for metric in RATES:
         rate = evaluation.result.get(metric)
         if isinstance(rate, (int, float)) and rate < TINY_RATE and empty > MOSTLY_EMPTY:
-            evidence = (
-                f"evaluation/{evaluation.name}: {metric} {percent(rate)}, but {percent(empty)} of the hypotheses are empty."
-            )
+            evidence = f"evaluation/{evaluation.name}: {metric} {percent(rate)}, but {percent(empty)} of the hypotheses are empty."
             yield suspect("unit_mismatch", evidence, support=0.95, about=evaluation.name)
             return
 
@@ -141,7 +139,9 @@ def symbols_are_shifted(record: RunRecord) -> Iterator[Suspicion]:
 def _ids(hypothesis: dict[str, Any], table: SymbolTable | None) -> tuple[list[int], list[int]]:
     assert table is not None
     reference, decoded = hypothesis["reference_symbols"], hypothesis["symbols"]
-    return [table.index[s] for s in reference if s in table.index], [table.index[s] for s in decoded if s in table.index]
+    return [table.index[s] for s in reference if s in table.index], [
+        table.index[s] for s in decoded if s in table.index
+    ]
 
 
 def _rate(pairs: Sequence[tuple[list[int], list[int]]], offset: int, total: int) -> float:
@@ -201,7 +201,9 @@ def references_are_texts(record: RunRecord) -> Iterator[Suspicion]:
     for evaluation in record.evaluations:
         normaliser = evaluation.result.get("normaliser")
         if normaliser not in (None, NORMALISER):
-            evidence = f"evaluation/{evaluation.name} was scored with the normaliser {normaliser!r}, not {NORMALISER!r}."
+            evidence = (
+                f"evaluation/{evaluation.name} was scored with the normaliser {normaliser!r}, not {NORMALISER!r}."
+            )
             yield suspect("reference_proxy", evidence, support=0.8)
         spoken = [h for h in evaluation.hypotheses if h.get("reference") and h.get("reference_symbols")]
         if not spoken:

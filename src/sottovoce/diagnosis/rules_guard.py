@@ -108,7 +108,9 @@ def why_the_loss_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
     parsed = [named_trials(str(event.get("evidence"))) for event in skips]
     values = {trial: value for trials, _ in parsed for trial, value in trials.items()}
     step = int(skips[0]["step"])
-    batch = record.config.training.batch_size * record.config.training.gradient_accumulation_steps if record.config else 0
+    batch = (
+        record.config.training.batch_size * record.config.training.gradient_accumulation_steps if record.config else 0
+    )
     if batch > 1 and all(count >= batch for _, count in parsed):
         yield from _everything_is_bad(record, step, batch)
         return
@@ -134,7 +136,9 @@ def why_the_loss_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
 def _from_targets(targets: dict[str, Target], named: str, step: int) -> Iterator[Suspicion]:
     bad = {trial: t for trial, t in targets.items() if not t.finite_signal}
     if bad:
-        yield _about_loss("nonfinite_features", f"The signal of {_ids(bad)} is not finite; losses: {named}.", step, 0.95)
+        yield _about_loss(
+            "nonfinite_features", f"The signal of {_ids(bad)} is not finite; losses: {named}.", step, 0.95
+        )
         return
     padded = {trial: t for trial, t in targets.items() if t.blank_labels}
     if padded:

@@ -96,7 +96,9 @@ def _total_is_the_sum(record: RunRecord) -> Iterator[Suspicion]:
     if len(ratios) < 3 or abs(middle(ratios) - 1) < TOTAL_TOLERANCE:
         return
     ratio, parts = middle(ratios), config.training.gradient_accumulation_steps
-    evidence = f"train/loss is {ratio:.4g} times the CTC loss of an utterance (median of {len(ratios)} records); it is 1."
+    evidence = (
+        f"train/loss is {ratio:.4g} times the CTC loss of an utterance (median of {len(ratios)} records); it is 1."
+    )
     if parts > 1 and any(abs(ratio - r) < 0.1 * r for r in (parts, 1 / parts)):
         yield suspect(
             "accumulation_mismatch", f"{evidence} There are {parts} micro-batches.", support=0.9, about="total"

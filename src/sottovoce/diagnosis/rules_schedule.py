@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from sottovoce.diagnosis.explainer_suspicion import JUMP, Suspicion, middle, suspect
+from sottovoce.diagnosis.explainer_suspicion import JUMP, Suspicion, jump_after, middle, suspect
 from sottovoce.diagnosis.run_record import RunRecord, Series
 from sottovoce.training.schedules import learning_rate_factor
 
@@ -31,6 +31,8 @@ STANDSTILL_WITH_EPS: Final = 5.0
 """Median norm over clip limit; with a large epsilon the step shrinks with the gradient, so that less is enough."""
 LARGE_EPS: Final = 1e-3
 """From here on the linter speaks of a regime of its own: stability.md D1."""
+EXPLODED: Final = 10.0
+"""Norms that have grown this much are the fault themselves, not the limit."""
 FEWEST_STEPS: Final = 100
 
 
@@ -99,7 +101,9 @@ def planned_steps(record: RunRecord) -> int | None:
     if not training.stages:
         return training.steps
     begun = {b.name: int(b.event["num_steps"]) for b in record.stages}
-    present = [s for s in training.stages if record.config.model.flow_bridge.enabled or "flow_bridge" not in s.components]
+    present = [
+        s for s in training.stages if record.config.model.flow_bridge.enabled or "flow_bridge" not in s.components
+    ]
     lengths = [begun.get(stage.canonical_name, stage.steps) for stage in present]
     return None if None in lengths else sum(length or 0 for length in lengths)
 
@@ -109,6 +113,8 @@ def steps_are_too_large(record: RunRecord) -> Iterator[Suspicion]:
     loss, norms = record.metric("train/ctc_loss"), record.metric("train/gradient_norm")
     if len(loss) < 5 or record.config is None:
         return
+    if any(jump_after(loss, int(e["step"])) for e in record.told("stage_started", "unfrozen", "resumed")):
+        return  # that has a cause of its own
     rate = record.config.training.optimizer.lr
     fix = f"training.optimizer.lr={rate / 2:g}: halve it and go on from the last good checkpoint; warm up longer"
     start = max(loss.values[:2])
@@ -191,7 +197,7 @@ def clip_leaves_nothing(record: RunRecord) -> Iterator[Suspicion]:
         return
     training, limit = record.config.training, record.config.training.max_grad_norm
     above = sum(value > limit for value in norms.values)
-    if len(norms) < 5 or above < MOSTLY * len(norms):
+    if len(norms) < 5 or above < MOSTLY * len(norms) or middle(norms.values) > EXPLODED * norms.values[0]:
         return
     ratio = middle(norms.values) / limit
     if ratio < (STANDSTILL_WITH_EPS if training.optimizer.eps >= LARGE_EPS else STANDSTILL):

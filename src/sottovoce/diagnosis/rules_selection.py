@@ -21,6 +21,8 @@ FEWEST_RANKED: Final = 5
 SPREAD: Final = 0.05
 LOSS_BY_GATE: Final = 0.03
 """The reported metric must vary by five points, and the choice cost three, before the gate is worth a word."""
+WORKS: Final = 0.9
+"""A model with a higher error rate has not learnt enough for its checkpoints to be ranked."""
 
 
 def kept_checkpoint_is_the_best(record: RunRecord) -> Iterator[Suspicion]:
@@ -72,7 +74,7 @@ def gate_follows_the_metric(record: RunRecord) -> Iterator[Suspicion]:
         return
     others = [other for _, other in pairs]
     chosen = reported.at(record.best_step)
-    if chosen is None or max(others) - min(others) < SPREAD or chosen - min(others) < LOSS_BY_GATE:
+    if chosen is None or chosen > WORKS or max(others) - min(others) < SPREAD or chosen - min(others) < LOSS_BY_GATE:
         return
     if (rho := _rank_correlation([v for v, _ in pairs], others)) <= 0:
         evidence = (
@@ -145,7 +147,9 @@ def records_can_be(record: RunRecord) -> Iterator[Suspicion]:
     ends = {b.last for b in record.stages} | {int(e["step"]) for e in record.told("stage_finished", "run_finished")}
     trained = [s for name in ("train/loss", "train/gradient_norm") for s in record.series.get(name, Series()).steps]
     odd = [s for s in trained if s % training.log_every_steps]
-    odd_val = [s for s in record.series.get("val/loss", Series()).steps if s % training.validate_every_steps and s not in ends]
+    odd_val = [
+        s for s in record.series.get("val/loss", Series()).steps if s % training.validate_every_steps and s not in ends
+    ]
     known = ends | {record.last_step}
     odd_val = [s for s in odd_val if s not in known]
     if odd or odd_val:
@@ -164,7 +168,9 @@ def records_can_be(record: RunRecord) -> Iterator[Suspicion]:
 
 def _parameters_can_be(record: RunRecord) -> Iterator[Suspicion]:
     assert record.config is not None
-    counts = [int(e["trainable_parameters"]) for e in record.told("stage_started", "unfrozen") if "trainable_parameters" in e]
+    counts = [
+        int(e["trainable_parameters"]) for e in record.told("stage_started", "unfrozen") if "trainable_parameters" in e
+    ]
     model = record.config.model
     if not counts or None in (model.num_channels, model.num_sessions, model.num_symbols):
         return

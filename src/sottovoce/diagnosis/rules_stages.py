@@ -72,7 +72,9 @@ def moments_were_lost(record: RunRecord) -> Iterator[Suspicion]:
         updates = int(saved.progress.get("updates", counted))
         if counted >= updates:
             return
-        near = [e for e in changes if abs(int(e["step"]) - (saved.step - counted)) <= record.log_every and e["step"] > 0]
+        near = [
+            e for e in changes if abs(int(e["step"]) - (saved.step - counted)) <= record.log_every and e["step"] > 0
+        ]
         what = f"; that is where {_called(near[-1])}" if near else ""
         evidence = (
             f"At step {saved.step} the weights have moved {updates} times, but the moments of the encoder count {counted} "
@@ -85,7 +87,9 @@ def moments_were_lost(record: RunRecord) -> Iterator[Suspicion]:
     for event in changes:
         if event["event"] != "resumed" and (jump := jump_after(record.metric(METRIC_NAMES["ctc"]), int(event["step"]))):
             usual, first, step = jump
-            evidence = f"The CTC loss jumped from {usual:.4g} to {first:.4g} at step {step}, right after {_called(event)}."
+            evidence = (
+                f"The CTC loss jumped from {usual:.4g} to {first:.4g} at step {step}, right after {_called(event)}."
+            )
             yield suspect("optimizer_recreated", evidence, step=int(event["step"]), support=0.6, about="jump")
 
 
@@ -109,7 +113,9 @@ def continuation_is_complete(record: RunRecord) -> Iterator[Suspicion]:
         return
     for step in resumed:
         if jump := jump_after(record.metric("train/ctc_loss"), step):
-            evidence = f"Resumed at step {step}: the CTC loss jumped from {jump[0]:.4g} to {jump[1]:.4g} at step {jump[2]}."
+            evidence = (
+                f"Resumed at step {step}: the CTC loss jumped from {jump[0]:.4g} to {jump[1]:.4g} at step {jump[2]}."
+            )
             yield suspect("incomplete_resume", evidence, step=step, support=0.7, about="jump")
             break
     begun = [str(event["stage"]) for event in record.told("stage_started")]
@@ -161,7 +167,9 @@ def planned_events_happened(record: RunRecord) -> Iterator[Suspicion]:
     released = any("rnnt_decoder" in event["components"] for event in record.told("unfrozen"))
     late = done - bad - training.rnnt_warmup_batches
     if stages and training.rnnt_warmup_batches and late > record.log_every and not released:
-        if not record.metric(METRIC_NAMES["rnnt"]).between(stages[0].first + training.rnnt_warmup_batches, float("inf")):
+        if not record.metric(METRIC_NAMES["rnnt"]).between(
+            stages[0].first + training.rnnt_warmup_batches, float("inf")
+        ):
             evidence = (
                 f"The transducer was to be released after {training.rnnt_warmup_batches} steps of its stages; after "
                 f"{done} of them (step {stages[-1].last}) it never was."

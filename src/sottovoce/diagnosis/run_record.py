@@ -109,9 +109,7 @@ class RunRecord:
         for line in self.metrics:
             found.setdefault(line["name"], {})[int(line["step"])] = float(line["value"])
         ordered = {name: sorted(at.items()) for name, at in found.items()}
-        return {
-            name: Series(tuple(s for s, _ in pairs), tuple(v for _, v in pairs)) for name, pairs in ordered.items()
-        }
+        return {name: Series(tuple(s for s, _ in pairs), tuple(v for _, v in pairs)) for name, pairs in ordered.items()}
 
     def metric(self, name: str) -> Series:
         """The finite values of `name`; empty where it was never recorded."""
@@ -153,6 +151,8 @@ class RunRecord:
     def stages(self) -> list[Begun]:
         """The stages that have begun, with where they ended."""
         begun = self.told("stage_started")
+        if not begun:
+            return []
         ends = [int(event["step"]) for event in begun[1:]] + [self.last_step]
         return [Begun(str(e["stage"]), int(e["step"]), end, e) for e, end in zip(begun, ends, strict=True)]
 
