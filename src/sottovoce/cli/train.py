@@ -17,6 +17,7 @@ from sottovoce.cli.progress import progress_bar
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError
 from sottovoce.core.trial import SPLITS
+from sottovoce.diagnosis.explainer import explain, pages
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.reporting import write_report
@@ -71,7 +72,8 @@ def _finish(run_dir: Path) -> int:
         indices = trial_set.indices(split, loaded.left_out)
         if indices and all(trial_set.trials[i].labels is not None for i in indices):
             print(summary(evaluate_run(loaded, split)))
-    print(f"report: {write_report(run_dir)}")
+    findings = explain(run_dir)
+    print(f"report: {write_report(run_dir, findings, pages(findings))}")
     print(f"run: {run_dir}")
     return 0
 

@@ -1,7 +1,7 @@
 """Why a run went wrong, from what it left behind; first the cause, then what follows from it.
 
-Three kinds of evidence: what the checks, the guard and the monitor have recorded, what the guard did, and rules over the
-records themselves, so that a run whose monitor was off, or that was killed, is explained too.
+Three kinds of evidence: what the checks, the guard and the monitor have recorded, what the guard did, and rules over
+the records themselves, so that a run whose monitor was off, or that was killed, is explained too.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _related(a: Finding, b: Finding) -> bool:
 
 
 def ranked(findings: Sequence[Finding]) -> list[Finding]:
-    """Roots first; what follows from another finding behind, saying so. Then severity, support and the earliest step."""
+    """Roots first; what follows from another finding behind, saying so. Then severity, support, earliest step."""
     codes = {finding.code for finding in findings}
     roots: dict[str, list[str]] = {}
     for code in codes:

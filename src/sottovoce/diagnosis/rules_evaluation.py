@@ -58,7 +58,10 @@ def _aggregation(evaluation: Evaluated, metric: str) -> Iterator[Suspicion]:
     if abs(stored - counted) <= 1e-6:
         return
     mean = sum(sum(c[:3]) / c[3] for c in counts if c[3]) / len(counts)
-    evidence = f"evaluation/{evaluation.name}: {metric} is stored as {stored:.4g}; all errors over all symbols give {counted:.4g}"
+    evidence = (
+        f"evaluation/{evaluation.name}: {metric} is stored as {stored:.4g}; all errors over "
+        f"all symbols give {counted:.4g}"
+    )
     factor = stored / counted if counted else 0.0
     if any(abs(factor - f) < 0.01 * f for f in (100, 0.01)):
         yield suspect("unit_mismatch", f"{evidence}, a hundred times more or less.", about=evaluation.name)
@@ -74,7 +77,10 @@ def _unit_of_empty(evaluation: Evaluated) -> Iterator[Suspicion]:
     for metric in RATES:
         rate = evaluation.result.get(metric)
         if isinstance(rate, (int, float)) and rate < TINY_RATE and empty > MOSTLY_EMPTY:
-            evidence = f"evaluation/{evaluation.name}: {metric} {percent(rate)}, but {percent(empty)} of the hypotheses are empty."
+            evidence = (
+                f"evaluation/{evaluation.name}: {metric} {percent(rate)}, but {percent(empty)} of "
+                "the hypotheses are empty."
+            )
             yield suspect("unit_mismatch", evidence, support=0.95, about=evaluation.name)
             return
 
@@ -109,7 +115,8 @@ def _positional(evaluation: Evaluated) -> Iterator[Suspicion]:
     if worst is None:
         return
     evidence = (
-        f"hypotheses.{evaluation.name}: the errors of {wrong} of {len(evaluation.hypotheses)} trials are not their edit "
+        f"hypotheses.{evaluation.name}: the errors of {wrong} of "
+        f"{len(evaluation.hypotheses)} trials are not their edit "
         f"distance, e.g. {worst[0]} instead of {worst[1]} in {worst[2]}"
     )
     if like_places >= 0.9 * wrong:
@@ -131,7 +138,9 @@ def symbols_are_shifted(record: RunRecord) -> Iterator[Suspicion]:
         if rates[0] - rates[best] > OFFSET_GAIN and rates[best] < 0.75 * rates[0]:
             evidence = (
                 f"hypotheses.{evaluation.name}: the error rate is {percent(rates[0])} as decoded and "
-                f"{percent(rates[best])} with every symbol id shifted by {best:+d} (table {table.name if table else ''})."
+                ""
+                f"{percent(rates[best])} with every symbol id shifted by {best:+d} (table "
+                f"{table.name if table else ''})."
             )
             yield suspect("tokenizer_offset", evidence, about=f"symbols of {evaluation.name}")
 
@@ -159,8 +168,10 @@ def greedy_order_is_right(record: RunRecord) -> Iterator[Suspicion]:
         swapped = [e for e in wrong if list(e.hypothesis) == _merged_last(e.log_probs_SV, table.blank)]
         if swapped and len(swapped) == len(wrong):
             evidence = (
-                f"{swapped[0].trial_id} was decoded to {len(swapped[0].hypothesis)} symbols; its posteriors give "
-                f"{len(_decoded(swapped[0].log_probs_SV, table.blank))} when repeats are merged before blanks are dropped "
+                f"{swapped[0].trial_id} was decoded to {len(swapped[0].hypothesis)} symbols; its "
+                "posteriors give "
+                f"{len(_decoded(swapped[0].log_probs_SV, table.blank))} when repeats are merged "
+                "before blanks are dropped "
                 f"({len(swapped)} of {len(kept.examples)} examples)."
             )
             yield suspect("greedy_order", evidence, support=0.95)
@@ -190,7 +201,8 @@ def trainer_and_evaluation_agree(record: RunRecord) -> Iterator[Suspicion]:
     if trainers is None or not isinstance(stored, (int, float)) or abs(trainers - stored) <= DIFFERS:
         return
     evidence = (
-        f"{metric} of step {best.step} was {percent(trainers)} in the trainer; the evaluation of the same checkpoint on "
+        f"{metric} of step {best.step} was {percent(trainers)} in the trainer; the "
+        "evaluation of the same checkpoint on "
         f"the same split and decoder gives {percent(stored)}."
     )
     yield suspect("train_eval_mismatch", evidence, step=best.step, support=0.8)
@@ -239,7 +251,8 @@ def seen_sentences(record: RunRecord) -> Iterator[Suspicion]:
         apart = None not in bounds and bounds[0][1] < bounds[1][0]
         if None not in rates and share > LEAK_SHARE and rates[1] - rates[0] > LEAK_GAP and apart:
             evidence = (
-                f"evaluation/{evaluation.name}: {percent(share)} of the trials hold a sentence of the training data; their "
+                f"evaluation/{evaluation.name}: {percent(share)} of the trials hold a sentence of "
+                "the training data; their "
                 f"{metric.upper()} is {percent(rates[0])}, that of the others {percent(rates[1])}."
             )
             yield suspect("split_leak", evidence, support=0.9)

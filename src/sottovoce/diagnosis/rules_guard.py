@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -79,7 +80,7 @@ def guard_actions(record: RunRecord) -> Iterator[Suspicion]:
 def _severity(code: str, steps: Sequence[int], aborted: bool) -> Severity | None:
     """None: the catalogue's. A single event is milder than an incident."""
     close = any(b - a < INCIDENT_WINDOW for a, b in zip(steps, steps[INCIDENT_STEPS - 1 :], strict=False))
-    in_a_row = any(b - a == 1 for a, b in zip(steps, steps[1:], strict=False))
+    in_a_row = any(b - a == 1 for a, b in itertools.pairwise(steps))
     if aborted or close or in_a_row or code not in ("nonfinite_loss", "nonfinite_gradient", "gradient_spike"):
         return None
     return "note" if code == "gradient_spike" else "warning"

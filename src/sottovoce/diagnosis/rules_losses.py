@@ -71,7 +71,8 @@ def terms_fit_together(record: RunRecord) -> Iterator[Suspicion]:
             labels = _labels_per_trial(record)
             known = f" (labels of a trial: {labels:.0f} on average)" if labels else ""
             evidence = (
-                f"When first computed, the transducer's loss was {transducer.values[0]:.4g} (step {transducer.steps[0]}) "
+                f"When first computed, the transducer's loss was {transducer.values[0]:.4g} (step "
+                f"{transducer.steps[0]}) "
                 f"and CTC's {ctc.values[0]:.4g} (step {ctc.steps[0]}): a factor of {ratio:.3g}{known}; with equal "
                 "normalisation it is 1.2."
             )

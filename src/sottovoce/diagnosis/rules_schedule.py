@@ -174,7 +174,8 @@ def metric_turns(record: RunRecord) -> Iterator[Suspicion]:
     rate = middle(rates.between(best_step, float("inf")).values or (0.0,)) / peak if peak else 0.0
     evidence = (
         f"{name} was best at step {best_step} ({best:.3g}) and has been worse since ({after.values[-1]:.3g} at step "
-        f"{after.steps[-1]}, {len(after)} validations), while the training loss went to {trend:.0%} of what it was; the "
+        f"{after.steps[-1]}, {len(after)} validations), while the training loss went to "
+        f"{trend:.0%} of what it was; the "
         f"learning rate since then: {rate:.0%} of its peak"
     )
     if trend > JUMP:

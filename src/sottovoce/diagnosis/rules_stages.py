@@ -56,7 +56,8 @@ def held_back_part_is_computed(record: RunRecord) -> Iterator[Suspicion]:
     early = record.metric(METRIC_NAMES["rnnt"]).between(holding[0].first, until)
     if early:
         evidence = (
-            f"{METRIC_NAMES['rnnt']} is recorded from step {early.steps[0]} on, although the transducer is frozen until "
+            f"{METRIC_NAMES['rnnt']} is recorded from step {early.steps[0]} on, although the "
+            "transducer is frozen until "
             f"step {until}: its random weights send gradient into the encoder."
         )
         yield suspect("frozen_branch_leaks", evidence, step=early.steps[0], support=0.9)
@@ -77,7 +78,8 @@ def moments_were_lost(record: RunRecord) -> Iterator[Suspicion]:
         ]
         what = f"; that is where {_called(near[-1])}" if near else ""
         evidence = (
-            f"At step {saved.step} the weights have moved {updates} times, but the moments of the encoder count {counted} "
+            f"At step {saved.step} the weights have moved {updates} times, but the moments of "
+            f"the encoder count {counted} "
             f"steps: they began anew at step {saved.step - counted}{what}."
         )
         yield suspect("optimizer_recreated", evidence, step=saved.step - counted, support=0.95, about="jump")
@@ -148,7 +150,8 @@ def stage_ended_at_once(record: RunRecord) -> Iterator[Suspicion]:
         validations = len(record.metric("val/loss").between(first, last))
         if validations <= patience.get(begun[-1].name, 1):
             evidence = (
-                f"Stage {begun[-1].name} ended after {last - first} of {begun[-1].event['num_steps']} steps for want of "
+                f"Stage {begun[-1].name} ended after {last - first} of "
+                f"{begun[-1].event['num_steps']} steps for want of "
                 f"improvement, with {validations} validation{'' if validations == 1 else 's'} of its own."
             )
             yield suspect("stage_one_epoch", evidence, step=last, support=0.95)
@@ -166,15 +169,14 @@ def planned_events_happened(record: RunRecord) -> Iterator[Suspicion]:
     bad = len(record.told("step_skipped", "rolled_back"))
     released = any("rnnt_decoder" in event["components"] for event in record.told("unfrozen"))
     late = done - bad - training.rnnt_warmup_batches
-    if stages and training.rnnt_warmup_batches and late > record.log_every and not released:
-        if not record.metric(METRIC_NAMES["rnnt"]).between(
-            stages[0].first + training.rnnt_warmup_batches, float("inf")
-        ):
-            evidence = (
-                f"The transducer was to be released after {training.rnnt_warmup_batches} steps of its stages; after "
-                f"{done} of them (step {stages[-1].last}) it never was."
-            )
-            yield suspect("per_epoch_counter", evidence, step=stages[-1].last, support=0.95)
+    due = stages[0].first + training.rnnt_warmup_batches if stages else 0
+    runs = bool(record.metric(METRIC_NAMES["rnnt"]).between(due, float("inf")))
+    if stages and training.rnnt_warmup_batches and late > record.log_every and not released and not runs:
+        evidence = (
+            f"The transducer was to be released after {training.rnnt_warmup_batches} steps of its stages; after "
+            f"{done} of them (step {stages[-1].last}) it never was."
+        )
+        yield suspect("per_epoch_counter", evidence, step=stages[-1].last, support=0.95)
     planned = [s for s in training.stages if config.model.flow_bridge.enabled or "flow_bridge" not in s.components]
     if record.finished and len(record.stages) < len(planned):
         missing = next(s.canonical_name for s in planned if s.canonical_name not in {b.name for b in record.stages})

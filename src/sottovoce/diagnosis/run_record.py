@@ -181,7 +181,7 @@ def read_run(run_dir: Path) -> RunRecord:
     """
     values = _config(run_dir)
     environment = _object(run_dir / "environment.json") if (run_dir / "environment.json").exists() else {}
-    evaluations = [path for path in sorted((run_dir / "evaluation").glob("*.json"))]
+    evaluations = sorted((run_dir / "evaluation").glob("*.json"))
     names = [name for name in ("last", "best") if has_checkpoint(run_dir / "checkpoints" / name)]
     return RunRecord(
         run_dir=run_dir,
