@@ -81,13 +81,14 @@ FAULTS: dict[str, tuple[str, Change]] = {
         "schedule_degradation",
         lambda run: curves(
             val__per=lambda s: 0.3 if s == 120 else 0.45,
+            val__loss=lambda s: 6 + s / 100,
             train__ctc_loss=lambda s: 30.0,
             learning_rate__other=lambda s: min(s, 20) / 20 * 0.004,
         )(with_constant_rate(run)),
     ),
     "turns while the loss falls": (
         "overfitting",
-        lambda run: with_curve("val/per", lambda s: 0.3 if s == 200 else 0.45)(run),
+        curves(val__per=lambda s: 0.3 if s == 200 else 0.45, val__loss=lambda s: 6 + s / 100),
     ),
     "clip": ("clipped_to_standstill", with_curve("train/gradient_norm", lambda s: 4000.0)),
     "all blank": (
@@ -145,6 +146,12 @@ def test_the_plateau_of_every_ctc_model_is_no_fault(tmp_path: Path) -> None:
     curves(train__blank_fraction=lambda s: 1.0, val__per=lambda s: 1.0)(run)
     assert explain(run.write()) == []
     assert [f.code for f in explain(tmp_path, include_notes=True)] == ["blank_plateau"]
+
+
+def test_symbols_by_chance_before_the_plateau_are_no_turning_point(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.validation["val/per"] = lambda s: 0.78 if s == 80 else 0.95
+    assert explain(run.write()) == []
 
 
 def test_a_large_epsilon_behind_all_blank_is_ambiguous_or_first(tmp_path: Path) -> None:

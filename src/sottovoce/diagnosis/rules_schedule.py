@@ -24,6 +24,8 @@ EVALUATIONS: Final = 3
 WORSE: Final = 1.1
 WORSE_BY: Final = 0.02
 """A metric is worse from a tenth and two points on; a smaller change is within the bootstrap's half-width."""
+LEARNT: Final = 0.75
+"""Chance symbols reach error rates of about 0.8, and the blank plateau that follows is worse without any fault."""
 MOSTLY: Final = 0.95
 """Share of records above the clip limit: stability.md B4."""
 STANDSTILL: Final = 30.0
@@ -161,8 +163,11 @@ def metric_turns(record: RunRecord) -> Iterator[Suspicion]:
         return
     best_step, best = min(metric, key=lambda entry: (sign * entry[1], entry[0]))
     after = metric.between(best_step, float("inf"))
-    if len(after) < EVALUATIONS:
+    if len(after) < EVALUATIONS or best_step == metric.steps[0] or (best > LEARNT and sign > 0):
         return
+    nats = record.metric("val/loss")
+    if nats and nats.values[-1] < (nats.at(best_step) or 0.0):
+        return  # more probable labels: what a decoder makes of them on the way to the blank plateau says little
     if not all(sign * (v - best) > max(WORSE_BY, (WORSE - 1) * abs(best)) for v in after.values[-EVALUATIONS:]):
         return
     before, since = loss.between(-1, best_step).values[-3:], loss.values[-3:]

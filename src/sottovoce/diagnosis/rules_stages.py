@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -125,8 +126,9 @@ def continuation_is_complete(record: RunRecord) -> Iterator[Suspicion]:
         evidence = f"Stage {again[0]} began {begun.count(again[0])} times; the run was resumed at step {resumed[-1]}."
         yield suspect("incomplete_resume", evidence, step=resumed[-1], support=0.95)
     steps = [int(line["step"]) for line in record.metrics if line["name"] == "train/loss"]
-    if (repeated := [s for s in steps if steps.count(s) > 1]) and len(steps) < 100_000:
-        evidence = f"Step {repeated[0]} is recorded {steps.count(repeated[0])} times; resumed at step {resumed[-1]}."
+    counts = Counter(steps)
+    if repeated := [s for s, count in counts.items() if count > 1]:
+        evidence = f"Step {repeated[0]} is recorded {counts[repeated[0]]} times; resumed at step {resumed[-1]}."
         yield suspect("incomplete_resume", evidence, step=resumed[-1], support=0.9)
     skipped = {int(event["step"]) for event in record.told("step_skipped", "rolled_back")}
     for step in resumed:

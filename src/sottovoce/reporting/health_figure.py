@@ -11,6 +11,7 @@ from sottovoce.reporting.figures import BAD, GRID, INK, MUTED, SERIES, SURFACE, 
 from sottovoce.reporting.run_files import Curve, RunFiles
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -153,10 +154,18 @@ def _legend(axes: Axes, entries: Sequence[tuple[str, str]]) -> None:
     """Words in the colour of their lines, above the panel on the right; the last word stands at the edge."""
     from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
-    words = [TextArea(label, textprops={"color": colour, "fontsize": 7}) for label, colour in entries]
+    words: list[Artist] = [TextArea(label, textprops={"color": colour, "fontsize": 7}) for label, colour in entries]
     packed = HPacker(children=words, pad=0, sep=10)
-    where = {"bbox_to_anchor": (1, 1.0), "bbox_transform": axes.transAxes}
-    axes.add_artist(AnchoredOffsetbox("lower right", child=packed, pad=0.25, borderpad=0, frameon=False, **where))
+    box = AnchoredOffsetbox(
+        "lower right",
+        child=packed,
+        pad=0.25,
+        borderpad=0,
+        frameon=False,
+        bbox_to_anchor=(1, 1),
+        bbox_transform=axes.transAxes,
+    )
+    axes.add_artist(box)
 
 
 def _log_where_positive(axes: Axes, values: Sequence[float]) -> None:
