@@ -18,6 +18,7 @@ from sottovoce.core.configuration import plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import SPLITS
+from sottovoce.diagnosis.explainer import explain, pages
 from sottovoce.diagnosis.preflight import preflight
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.evaluation.evaluate import evaluate_run
@@ -96,7 +97,8 @@ def _finish(run_dir: Path) -> int:
             with progress_bar(f"decoding {split}", quiet=False) as progress:
                 evaluation = evaluate_run(loaded, split, progress=progress)
             print(summary(evaluation))
-    print(f"report: {write_report(run_dir)}")
+    findings = explain(run_dir)
+    print(f"report: {write_report(run_dir, findings, pages(findings))}")
     print(f"run: {run_dir}")
     return 0
 
