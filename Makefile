@@ -41,6 +41,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/sottovoce bench train-step
+	$(BIN)/sottovoce bench guard
 	$(BIN)/sottovoce bench encoder
 	$(BIN)/sottovoce bench transducer-loss
 

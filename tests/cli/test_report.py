@@ -9,6 +9,7 @@ import pytest
 
 from sottovoce.cli import report
 from sottovoce.core.errors import CheckpointError
+from tests.diagnosis.run_directories import RunDirectory
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -18,16 +19,18 @@ def arguments(*words: str) -> argparse.Namespace:
 
 
 def test_it_names_the_file(tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text("recipe: demo\n")
+    RunDirectory(tmp_path).write()
     chosen = arguments(str(tmp_path), "--json")
     assert chosen.run(chosen) == 0
     path = tmp_path / "report.html"
     assert json.loads(capsys.readouterr().out) == {"file": str(path)}
-    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+    page = path.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert ">healthy<" in page
     assert report.run(arguments(str(tmp_path))) == 0
     assert capsys.readouterr().out == f"report: {path}\n"
 
 
 def test_a_directory_that_is_no_run(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no config\.yaml"):
+    with pytest.raises(CheckpointError, match="is empty"):
         report.run(arguments(str(tmp_path)))

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import math
 
 import pytest
@@ -6,6 +8,8 @@ from torch import nn
 
 from sottovoce.core.errors import TrainingAborted
 from sottovoce.training import GradientGuard
+from sottovoce.training.guard import FEWEST_NORMS, MOST_ROLL_BACKS, WINDOW, owned_by
+from sottovoce.training.verdict import GuardConfig
 
 
 def model_and_optimizer() -> tuple[nn.Linear, torch.optim.AdamW, dict[str, nn.Parameter]]:
@@ -52,7 +56,7 @@ def test_a_bad_step_moves_neither_weights_nor_moments(bad: str) -> None:
 
     backward(model, math.nan if bad == "gradient" else 1.0)
     losses = {"good": 3.0, "trial_7": math.inf} if bad == "loss" else {"good": 3.0}
-    verdict = guard.inspect(parameters, losses, bad_elsewhere=bad == "elsewhere")
+    verdict = guard.inspect(parameters, losses, lambda flags: [flags[0] or bad == "elsewhere", *flags[1:]])
     optimizer.step()
 
     assert verdict.cause == ("nonfinite_gradient" if bad == "gradient" else "nonfinite_loss")
@@ -101,3 +105,152 @@ def test_finite_gradients_whose_norm_overflows() -> None:
     verdict = GradientGuard(max_norm=1.0).inspect(parameters, {})
     assert verdict.cause == "nonfinite_gradient"
     assert verdict.evidence == "the norm overflows; largest: weight"
+
+
+def steps(guard: GradientGuard, factors: list[float]) -> list[str]:
+    """What the guard does with steps of these gradient sizes."""
+    model, _, parameters = model_and_optimizer()
+    actions = []
+    for factor in factors:
+        model.zero_grad()
+        backward(model, factor)
+        actions.append(guard.inspect(parameters, {}).action)
+    return actions
+
+
+def test_clipping_by_the_running_median_begins_once_there_is_one() -> None:
+    guard = GradientGuard(config=GuardConfig(clip_above_median=2.0))
+    assert steps(guard, [5.0, *[1.0] * (FEWEST_NORMS - 1)]) == ["step"] * FEWEST_NORMS
+    assert steps(guard, [1.9, 2.1]) == ["step", "clip"]
+    model, _, parameters = model_and_optimizer()
+    backward(model, 10.0)
+    verdict = guard.inspect(parameters, {})
+    assert verdict.limit == pytest.approx(2 * math.sqrt(8))
+    assert torch.stack([p.grad.norm() for p in model.parameters()]).norm() == pytest.approx(verdict.limit, rel=1e-5)
+
+
+def test_the_lower_of_two_limits_counts() -> None:
+    guard = GradientGuard(max_norm=1.0, config=GuardConfig(clip_above_median=2.0))
+    steps(guard, [1.0] * FEWEST_NORMS)
+    model, _, parameters = model_and_optimizer()
+    backward(model)
+    assert guard.inspect(parameters, {}).limit == 1.0
+
+
+def test_a_spike_is_skipped_and_does_not_move_the_median() -> None:
+    guard = GradientGuard(config=GuardConfig(skip_above_median=4.0))
+    assert steps(guard, [1.0] * FEWEST_NORMS + [3.9, 4.1, 1e6, 1.0])[-4:] == ["step", "skip", "skip", "step"]
+    assert guard.skipped == {"gradient_spike": 2}
+    assert max(guard.norms) == pytest.approx(3.9 * math.sqrt(8))
+    assert guard.last_skip is not None
+    assert "1000000.0 times the median" in guard.last_skip.evidence
+
+
+def test_too_large_a_share_of_a_window_ends_the_run() -> None:
+    guard = GradientGuard(config=GuardConfig(max_bad_share=0.2))
+    pattern = [1.0, 1.0, 1.0, math.nan]
+    steps(guard, pattern * (WINDOW // 4 - 1) + [1.0, 1.0, 1.0])
+    assert len(guard.recent) == WINDOW - 1
+    with pytest.raises(TrainingAborted, match=r"nonfinite_gradient in 25% of the last 200 steps"):
+        steps(guard, [math.nan])
+    steps(GradientGuard(config=GuardConfig(max_bad_share=1.0)), pattern * (WINDOW // 4 + 1))
+
+
+def test_a_gradient_that_no_optimiser_owns_is_refused_and_dropped() -> None:
+    model, _, parameters = model_and_optimizer()
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    owned = owned_by(optimizer, parameters)
+    assert list(owned) == ["weight"]
+    backward(model)
+    verdict = GradientGuard().inspect(owned, {}, model=model)
+    assert (verdict.cause, verdict.evidence) == ("stale_optimizer", "bias")
+    assert verdict.gradient_norm == pytest.approx(math.sqrt(6))
+    assert {name: summary.norm for name, summary in verdict.gradients.items()} == {
+        "weight": pytest.approx(math.sqrt(6)),
+        "bias": pytest.approx(math.sqrt(2)),
+    }
+    assert model.weight.grad is None
+    assert model.bias.grad is None
+
+
+def test_lost_weights_and_moments_are_rolled_back_and_handed_over() -> None:
+    model, optimizer, parameters = model_and_optimizer()
+    guard = GradientGuard()
+    backward(model)
+    optimizer.step()
+    assert guard.keep(parameters, optimizer) is None
+    weights = {name: p.detach().clone() for name, p in parameters.items()}
+    moments = {name: {k: v.clone() for k, v in optimizer.state[p].items()} for name, p in parameters.items()}
+    for again in range(MOST_ROLL_BACKS):
+        with torch.no_grad():
+            model.weight[0, 0] = math.nan
+            optimizer.state[model.weight]["exp_avg"].fill_(math.inf)
+        model.zero_grad()
+        backward(model)
+        verdict = guard.inspect(parameters, {"t": math.nan})
+        assert (verdict.action, verdict.cause, verdict.evidence) == ("roll_back", "poisoned_weights", "weight")
+        assert verdict.lost is not None
+        assert verdict.lost.weights["weight"][0, 0].isnan()
+        assert verdict.lost.moments["weight"]["exp_avg"].isinf().all()
+        for name, p in parameters.items():
+            assert torch.equal(p, weights[name])
+            assert all(torch.equal(optimizer.state[p][k], v) for k, v in moments[name].items())
+        assert guard.roll_backs == again + 1
+    with torch.no_grad():
+        model.weight[0, 0] = math.nan
+    with pytest.raises(TrainingAborted, match=r"poisoned_weights: weight: .* again after 3 returns"):
+        guard.keep(parameters, optimizer)
+
+
+def test_moments_that_were_not_there_are_removed_again() -> None:
+    model, optimizer, parameters = model_and_optimizer()
+    guard = GradientGuard()
+    guard.keep(parameters, optimizer)
+    backward(model)
+    optimizer.step()
+    with torch.no_grad():
+        model.bias.fill_(math.nan)
+    assert guard.keep(parameters, optimizer) is not None
+    assert not optimizer.state
+
+
+def test_state_and_restore_continue_alike() -> None:
+    config = GuardConfig(skip_above_median=4.0)
+    first, second = GradientGuard(config=config), GradientGuard(config=config)
+    steps(first, [1.0, 2.0] * FEWEST_NORMS + [math.nan])
+    second.restore(json.loads(json.dumps(first.state())))
+    assert second == dataclasses.replace(first, last_skip=None)
+    further = [100.0, 1.5, math.nan, 2.0]
+    assert steps(first, further) == steps(second, further)
+    assert first.state() == second.state()
+
+
+def test_group_norms_sum_to_the_total() -> None:
+    model, _, parameters = model_and_optimizer()
+    backward(model)
+    verdict = GradientGuard().inspect(parameters, {}, groups={"weight": "a", "bias": "b"})
+    assert verdict.group_norms == {"a": pytest.approx(math.sqrt(6)), "b": pytest.approx(math.sqrt(2))}
+    assert math.hypot(*verdict.group_norms.values()) == pytest.approx(verdict.gradient_norm)
+
+
+def test_a_bad_gradient_is_summarised_before_it_is_dropped() -> None:
+    model, _, parameters = model_and_optimizer()
+    backward(model)
+    model.weight.grad[0, 0] = math.nan
+    verdict = GradientGuard().inspect(parameters, {})
+    summary = verdict.gradients["weight"]
+    assert (summary.norm, summary.largest) == (pytest.approx(math.sqrt(5)), 1.0)
+    assert summary.nonfinite == pytest.approx(1 / 6)
+    assert verdict.gradients["bias"].nonfinite == 0
+
+
+def test_what_another_process_saw_is_reason_enough() -> None:
+    for place, cause in enumerate(("nonfinite_loss", None, None, "nonfinite_gradient", "stale_optimizer")):
+        model, _, parameters = model_and_optimizer()
+        backward(model)
+        flags = [i == place for i in range(6)]
+        verdict = GradientGuard().inspect(
+            parameters, {"t": 1.0}, lambda here, flags=flags: [a or b for a, b in zip(here, flags, strict=True)]
+        )
+        assert verdict.cause == cause
+        assert verdict.evidence == ("in another process" if cause else "")

@@ -41,6 +41,7 @@ from sottovoce.training.loop import RunLoop
 from sottovoce.training.optimizer import build_optimizer
 from sottovoce.training.preparation import Prepared, curriculum_of
 from sottovoce.training.run import build_trainer, fit
+from sottovoce.training.watch import Watch
 
 WARM_UP_STEPS = 3
 NUM_LABELS = 27
@@ -94,7 +95,8 @@ def bench_train_step(rounds: int = 20) -> list[Row]:
     return [row for shape in SHAPES for row in _compare(shape, rounds)]
 
 
-def _compare(shape: Shape, rounds: int) -> list[Row]:
+def prepared_run(shape: Shape, rounds: int) -> Prepared:
+    """A run of that many counted steps, after `WARM_UP_STEPS` and before a last one that is not counted."""
     overrides = [
         f"preprocessor.num_channels={shape.channels}",
         f"model.gru.layers={shape.layers}",
@@ -109,7 +111,7 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
     trial_set = PreparedTrials(RandomTrials(shape), 1, shape.channels, cache=True)
     model = _model(config, len(trial_set.sessions))
     indices = list(range(len(trial_set.trials)))
-    prepared = Prepared(
+    return Prepared(
         config=config,
         trial_set=trial_set,
         vocabulary=None,
@@ -121,9 +123,14 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
         left_out={},
         curriculum=curriculum_of(config, model, len(indices)),
     )
-    others = {"bare": _Bare(config, trial_set), "published": _Published(config, trial_set)}
+
+
+def _compare(shape: Shape, rounds: int) -> list[Row]:
+    prepared = prepared_run(shape, rounds)
+    config, trial_set = prepared.config, prepared.trial_set
+    others = {"bare": Bare(config, trial_set), "published": _Published(config, trial_set)}
     with tempfile.TemporaryDirectory() as folder:
-        loop = _TimedLoop(prepared, Path(folder), others)
+        loop = TimedLoop(prepared, Path(folder), others)
         fit(prepared, loop, build_trainer(prepared.config))
     kept = {name: found[WARM_UP_STEPS:-1] for name, found in loop.times.items()}
     names = {
@@ -134,11 +141,13 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
     return [Row(names[name], str(shape), found, kept["ours"]) for name, found in kept.items()]
 
 
-class _TimedLoop(RunLoop):
+class TimedLoop(RunLoop):
     """A run whose steps alternate with those of the other contestants."""
 
-    def __init__(self, prepared: Prepared, run_dir: Path, others: Mapping[str, _Bare]) -> None:
-        super().__init__(prepared, run_dir)
+    def __init__(
+        self, prepared: Prepared, run_dir: Path, others: Mapping[str, Bare], watch: Watch | None = None
+    ) -> None:
+        super().__init__(prepared, run_dir, watch)
         self.others = others
         self.times: dict[str, list[float]] = {name: [] for name in ("ours", *others)}
         self.began = 0.0
@@ -164,7 +173,7 @@ def _model(config: RunConfig, num_sessions: int) -> DecoderModel:
     )
 
 
-class _Bare:
+class Bare:
     """Forward, backward, AdamW: what no trainer can avoid."""
 
     def __init__(self, config: RunConfig, trial_set: PreparedTrials) -> None:
@@ -180,7 +189,7 @@ class _Bare:
         self.optimizer.zero_grad()
 
 
-class _Published(_Bare):
+class _Published(Bare):
     """The published trainer's step on the same parameters: its noise, depthwise smoothing, patches and clipping."""
 
     def __init__(self, config: RunConfig, trial_set: PreparedTrials) -> None:

@@ -8,6 +8,7 @@ import json
 import torch
 
 from sottovoce.bench.encoder import bench_encoder
+from sottovoce.bench.guard import bench_guard
 from sottovoce.bench.rows import HEADER, conditions
 from sottovoce.bench.train_step import bench_train_step
 from sottovoce.bench.transducer_loss import bench_transducer_loss
@@ -15,6 +16,7 @@ from sottovoce.core.errors import ConfigurationError
 
 BENCHMARKS = {
     "encoder": bench_encoder,
+    "guard": bench_guard,
     "train-step": bench_train_step,
     "transducer-loss": bench_transducer_loss,
 }

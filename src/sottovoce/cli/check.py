@@ -1,26 +1,37 @@
-"""`sottovoce check PATH`: read every trial of a data set and report its faults before any training."""
+"""`sottovoce check PATH` and `sottovoce check recipe=NAME [key=value …]`: what is wrong, before any training.
+
+With a path: the faults of a data set, every trial read. With a recipe and overrides, as `train` takes them: the faults
+of its data, and what preflight finds on the run that `train` would start.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sottovoce.cli.progress import progress_bar
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.faults import summary_lines
 from sottovoce.core.symbols import LETTERS, PHONEMES, TABLES, symbol_table
-from sottovoce.data.checks import CheckReport, check_path, fatal_faults
+from sottovoce.data.checks import CheckReport, check_path, fatal_faults, unusable_trials
 from sottovoce.data.config import LAYOUTS
 from sottovoce.data.layout import detect_layout
 from sottovoce.data.pronunciation import read_lexicon
+from sottovoce.diagnosis.preflight import preflight
 from sottovoce.features.config import LogMelConfig
+from sottovoce.training.composition import compose_config
+from sottovoce.training.preparation import check_data, prepare
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add the verb and its options."""
     parser = subparsers.add_parser("check", help="report the faults of a data set", description=__doc__)
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a data set, or one file of it")
+    parser.add_argument(
+        "target", nargs="+", metavar="PATH", help="folder of a data set, or one file of it; or recipe=NAME key=value …"
+    )
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="insist on a layout (default: look)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     parser.add_argument("--patch-size", type=int, default=14, metavar="BINS", help="bins in one frame of the model")
@@ -42,6 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         DataError: there is no data set to read.
     """
+    if arguments.target[0].startswith("recipe="):
+        return _check_run(arguments.target, arguments.json)
+    if len(arguments.target) > 1:
+        raise ConfigurationError(f"{arguments.target[1]!r}: check takes one path, or recipe=NAME and overrides")
+    arguments.path = Path(arguments.target[0])
     letters = detect_layout(arguments.path) == "recordings" and arguments.lexicon is None
     table = symbol_table(arguments.symbols or (LETTERS if letters else PHONEMES).name)
     if arguments.max_sessions is not None and arguments.max_sessions < 1:
@@ -69,6 +85,26 @@ def run(arguments: argparse.Namespace) -> int:
         for line in summary_lines(report.faults):
             print(line)
     return 1 if fatal_faults(report) else 0
+
+
+def _check_run(overrides: Sequence[str], as_json: bool) -> int:
+    """The faults of a configuration's data and the findings about its run; 1 where there is an error."""
+    config = compose_config(overrides)
+    with progress_bar("reading trials", quiet=as_json) as report_progress:
+        report = check_data(config, report_progress)
+    config = replace(config, data=replace(config.data, on_fault="skip"))  # what is left can still be looked at
+    prepared = prepare(config, known=unusable_trials(report))
+    faults = (*report.faults, *(f for f in prepared.skipped if f not in report.faults))
+    findings = preflight(prepared)
+    if as_json:
+        of_both = {"faults": [f.as_dict() for f in faults], "findings": [f.as_dict() for f in findings]}
+        print(json.dumps({"trials": report.trials, **of_both}))
+    else:
+        print(_summary(Path(config.data.data_root), replace(report, faults=faults)))
+        for line in (*summary_lines(faults), *map(str, findings)):
+            print(line)
+    severities = [*(fault.severity for fault in faults), *(finding.severity for finding in findings)]
+    return int("error" in severities)
 
 
 def _summary(path: Path, report: CheckReport) -> str:

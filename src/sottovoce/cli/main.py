@@ -19,7 +19,7 @@ import sottovoce
 from sottovoce.core.errors import ConfigurationError, SottovoceError
 from sottovoce.core.text import is_unicode
 
-VERBS: Final = ("simulate", "check", "train", "evaluate", "decode", "report", "import_t15", "bench")
+VERBS: Final = ("simulate", "check", "train", "evaluate", "decode", "report", "diagnose", "import_t15", "bench")
 
 
 def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:

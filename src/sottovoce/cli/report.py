@@ -21,8 +21,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CheckpointError: not a run directory, or a damaged one.
     """
-    from sottovoce.reporting import write_report  # matplotlib takes a while; the other verbs need none of it
+    from sottovoce.diagnosis.explainer import explain, pages
+    from sottovoce.reporting import write_report  # these take a while to import; the other verbs need none of it
 
-    path = write_report(arguments.run_dir)
+    findings = explain(arguments.run_dir)
+    path = write_report(arguments.run_dir, findings, pages(findings))
     print(json.dumps({"file": str(path)}) if arguments.json else f"report: {path}")
     return 0

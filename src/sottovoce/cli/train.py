@@ -15,13 +15,17 @@ from omegaconf import DictConfig
 from sottovoce.cli.evaluate import summary
 from sottovoce.cli.progress import progress_bar
 from sottovoce.core.configuration import plain
-from sottovoce.core.errors import ConfigurationError, SottovoceError
+from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
+from sottovoce.core.findings import Finding
 from sottovoce.core.trial import SPLITS
+from sottovoce.diagnosis.explainer import explain, pages
+from sottovoce.diagnosis.preflight import preflight
+from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.reporting import write_report
 from sottovoce.training.composition import RECIPES, checked_overrides, compose_config, config_from, split_resume
-from sottovoce.training.preparation import prepare
+from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import is_main_process, resume, start
 
 DESCRIPTION = """Train a decoder. Start from a recipe and override any key of its configuration:
@@ -51,14 +55,34 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return _multirun(overrides)
     if run_dir is not None:
-        return _finish(resume(run_dir, overrides))
+        return _finish(resume(run_dir, overrides, RunWatch))
     config = compose_config(overrides)
     if arguments.show_config:
         print(yaml.safe_dump(plain(config), sort_keys=False), end="")
         return 0
     with progress_bar("checking trials", quiet=not is_main_process()) as progress:
         prepared = prepare(config, progress=progress)
-    return _finish(start(prepared))
+    return _finish(start(prepared, RunWatch(prepared, _looked_at(prepared))))
+
+
+def _looked_at(prepared: Prepared) -> list[Finding]:
+    """What preflight has found, by the main process alone.
+
+    Raises:
+        TrainingAborted: an error; no run directory exists yet.
+    """
+    if not prepared.config.training.preflight or not is_main_process():
+        return []
+    findings = preflight(prepared)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        for finding in findings:
+            print(finding, file=sys.stderr)
+        raise TrainingAborted(
+            f"preflight has found {errors} error{'s' * (errors > 1)}, nothing was trained; "
+            "training.preflight=false trains all the same"
+        )
+    return findings
 
 
 def _finish(run_dir: Path) -> int:
@@ -73,7 +97,8 @@ def _finish(run_dir: Path) -> int:
             with progress_bar(f"decoding {split}", quiet=False) as progress:
                 evaluation = evaluate_run(loaded, split, progress=progress)
             print(summary(evaluation))
-    print(f"report: {write_report(run_dir)}")
+    findings = explain(run_dir)
+    print(f"report: {write_report(run_dir, findings, pages(findings))}")
     print(f"run: {run_dir}")
     return 0
 
@@ -88,7 +113,8 @@ def _multirun(overrides: Sequence[str]) -> int:
     @hydra.main(version_base="1.3", config_path=f"pkg://{RECIPES}", config_name="config")
     def job(composed: DictConfig) -> Any:
         try:
-            _finish(start(prepare(config_from(composed))))
+            prepared = prepare(config_from(composed))
+            _finish(start(prepared, RunWatch(prepared, _looked_at(prepared))))
         except SottovoceError as error:
             print(f"sottovoce: {error}", file=sys.stderr)
             failed.append(error)

@@ -3,3 +3,4 @@
 from sottovoce.core.findings import Finding as Finding
 from sottovoce.diagnosis.causes import Cause as Cause
 from sottovoce.diagnosis.causes import cause as cause
+from sottovoce.diagnosis.watcher import RunWatch as RunWatch

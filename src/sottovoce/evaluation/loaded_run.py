@@ -16,7 +16,7 @@ from sottovoce.core.configuration import build
 from sottovoce.core.errors import CheckpointError, ConfigurationError, DataError
 from sottovoce.core.faults import Fault
 from sottovoce.core.symbols import SymbolTable, symbol_table
-from sottovoce.core.trial import BIN_MS, Split, Trial
+from sottovoce.core.trial import BIN_MS, Split, Trial, TrialSet
 from sottovoce.data.config import DataConfig
 from sottovoce.data.loading import PreparedTrials, open_data
 from sottovoce.evaluation.config import EvaluationConfig
@@ -142,7 +142,7 @@ class LoadedRun:
 
     def outputs(
         self,
-        trial_set: PreparedTrials,
+        trial_set: TrialSet,
         indices: Sequence[int],
         decoder: str,
         progress: Callable[[int, int], None] | None = None,
@@ -221,8 +221,10 @@ def read_sessions(run_dir: Path) -> tuple[str, ...]:
         raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error
 
 
-def load_run(run_dir: Path) -> LoadedRun:
+def load_run(run_dir: Path, model: DecoderModel | None = None) -> LoadedRun:
     """The run with the weights of its best checkpoint, or of the last where no validation chose one.
+
+    `model` takes them, where one of this configuration has been built already.
 
     Raises:
         CheckpointError: `run_dir` is no run directory, or has no checkpoint yet.
@@ -232,7 +234,7 @@ def load_run(run_dir: Path) -> LoadedRun:
     if not has_checkpoint(folder):
         folder = run_dir / "checkpoints" / "last"
     step, state = read_state(folder)
-    model = build_model(build(ModelConfig, config["model"], "model"))
+    model = model or build_model(build(ModelConfig, config["model"], "model"))
     load_weights(model, folder)
     model.use_flow_bridge = bool(state.get("use_flow_bridge"))
     return LoadedRun(

@@ -5,8 +5,11 @@ Read from files of the run directory only, so it can be written while the run tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from sottovoce.core.findings import Finding
+from sottovoce.reporting.health_section import Pages, health_section
 from sottovoce.reporting.html import card, chip, section, settings, text
 from sottovoce.reporting.result_sections import (
     confusions_section,
@@ -21,6 +24,7 @@ from sottovoce.reporting.training_section import events_section, resume, trainin
 
 _BAR = {
     "results": "Results",
+    "health": "Health",
     "training": "Training",
     "groups": "Groups",
     "confusions": "Confusions",
@@ -31,13 +35,18 @@ _BAR = {
 }
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, findings: Sequence[Finding] | None = None, pages: Pages | None = None) -> Path:
     """Write `report.html` into `run_dir` and return its path.
+
+    Args:
+        findings: what `diagnosis.explainer.explain` says of the run, for the section on its health; none is written
+            where the run has not been diagnosed.
+        pages: what is known of each code, by heading; folded in under its finding.
 
     Raises:
         CheckpointError: `run_dir` is not a run directory, or one of its files is damaged.
     """
-    page = render(read_run(run_dir))
+    page = render(read_run(run_dir), findings, pages or {})
     path = run_dir / "report.html"
     temporary = path.with_suffix(".html.tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -45,11 +54,12 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def render(run: RunFiles) -> str:
+def render(run: RunFiles, findings: Sequence[Finding] | None, pages: Pages) -> str:
     """The whole page; the same files give the same bytes."""
     name = run.directory.resolve().name
     sections = [
         f'<section id="results">{headline(run)}</section>',
+        "" if findings is None else health_section(run, findings, pages),
         training_section(run),
         groups_section(run),
         confusions_section(run),

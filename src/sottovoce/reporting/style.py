@@ -84,6 +84,19 @@ p { margin: 0 0 10px; max-width: 78ch; }
   text-align: center; }
 .empty p { margin: 0 auto; }
 
+.under { margin-top: 14px; }
+.verdict { margin: 0; max-width: none; } .verdict .chip { margin-right: 8px; }
+.card.edge { border-left: 4px solid var(--line); }
+.card.edge.bad { border-left-color: var(--bad); } .card.edge.warn { border-left-color: var(--warn); }
+.number { display: inline-grid; place-items: center; width: 24px; height: 24px; border-radius: 99px; font-size: 13px;
+  font-weight: 700; background: var(--muted); color: var(--surface); }
+.number.bad { background: var(--bad); } .number.warn { background: var(--series-1); }
+h3.cause { font-size: 19px; letter-spacing: -.01em; margin: 10px 0 8px; }
+h4 { margin: 12px 0 2px; font-size: 13px; color: var(--muted); font-weight: 500; }
+.finding { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 5px 16px; margin: 0 0 12px; }
+.finding dt { color: var(--muted); font-size: 14px; }
+.finding dd { margin: 0; max-width: 90ch; overflow-wrap: anywhere; }
+
 .legend { display: flex; flex-wrap: wrap; gap: 0 14px; font-size: 13px; color: var(--muted); margin: 0 0 6px;
   min-height: 20px; }
 .legend b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }

@@ -89,6 +89,8 @@ class TrainingConfig:
     max_bad_steps: int = 10
     """This many skipped steps in a row end the run."""
     guard: GuardConfig = field(default_factory=GuardConfig)
+    preflight: bool = True
+    """Before the first step, look for everything that can be known to be wrong (some seconds); errors end the run."""
     num_threads: int | None = None
     """CPU threads of PyTorch's operations; absent: one a core. Exact resume needs the same number."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from importlib.metadata import version
@@ -34,6 +35,13 @@ def describe_environment(seed: int) -> dict[str, Any]:
         },
         "command": sys.argv[1:],
     }
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that this process has held: of the GPU it trains on, else its own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _commit() -> str | None:

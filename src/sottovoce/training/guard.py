@@ -20,79 +20,27 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from sottovoce.core.errors import ConfigurationError, TrainingAborted
+from sottovoce.core.errors import TrainingAborted
+from sottovoce.training.verdict import Cause as Cause
+from sottovoce.training.verdict import GradientSummary as GradientSummary
+from sottovoce.training.verdict import GuardConfig as GuardConfig
+from sottovoce.training.verdict import KeptState as KeptState
+from sottovoce.training.verdict import Verdict as Verdict
 
-Action = Literal["step", "clip", "skip", "roll_back"]
-Cause = Literal[
-    "nonfinite_loss", "zero_loss", "nonfinite_gradient", "gradient_spike", "stale_optimizer", "poisoned_weights"
-]
+Agree = Callable[[Sequence[bool]], Sequence[bool]]
 WINDOW: Final = 200
 """Steps that running medians and shares look back on."""
 FEWEST_NORMS: Final = 20
 """Norms that a running median needs; before that, only the fixed limit holds."""
 MOST_ROLL_BACKS: Final = 3
 """The same copy is not trained from more often than this."""
-
-
-@dataclass(frozen=True)
-class GuardConfig:
-    """What the guard does beyond `training.max_grad_norm` and `training.max_bad_steps`."""
-
-    clip_above_median: float = 0.0
-    """Clip to this multiple of the running median of the norms too (icefall: 2); 0 switches it off."""
-    skip_above_median: float = 0.0
-    """Skip a step whose norm exceeds this multiple of the running median; 0 switches it off."""
-    max_bad_share: float = 0.2
-    """This share of skipped steps among the last 200 ends the run; 1 switches it off."""
-    num_capsules: int = 5
-    """At most this many bad steps are kept as `capsules/STEP/`, each as large as a checkpoint; 0: none."""
-
-    def __post_init__(self) -> None:
-        for name in ("clip_above_median", "skip_above_median"):
-            value = getattr(self, name)
-            if value and value <= 1:
-                raise ConfigurationError(
-                    f"training.guard.{name}={value}: must be above 1, or 0 to switch it off; half of all steps lie "
-                    "above the median"
-                )
-        if not 0 < self.max_bad_share <= 1:
-            raise ConfigurationError(f"training.guard.max_bad_share={self.max_bad_share}: must lie in (0, 1]")
-        if self.num_capsules < 0:
-            raise ConfigurationError(f"training.guard.num_capsules={self.num_capsules}: must be at least 0")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the guard decided about one step."""
-
-    gradient_norm: float
-    """L2 norm over all gradients of the optimiser before clipping; NaN or infinite in a bad step."""
-    action: Action = "step"
-    cause: Cause | None = None
-    """Why the step was skipped or undone; None for one that may be taken."""
-    evidence: str = ""
-    """The utterances whose loss, or the parameters whose gradient, was not finite, or the norm and its limit."""
-    group_norms: Mapping[str, float] = field(default_factory=dict)
-    """The norm's parts by group of parameters."""
-    limit: float = math.inf
-    """The norm that the step was clipped to, or would have been."""
-
-    @property
-    def skipped(self) -> bool:
-        """True when the gradients were dropped."""
-        return self.action in ("skip", "roll_back")
-
-    @property
-    def clipped(self) -> bool:
-        """True when the gradients were scaled down."""
-        return self.action == "clip"
 
 
 @dataclass
@@ -127,14 +75,13 @@ class GradientGuard:
     """The most recent skipped step."""
     roll_backs: int = 0
     """To the copy at hand."""
-    _copy: _Copy | None = None
+    _copy: KeptState | None = None
 
     def inspect(
         self,
         parameters: Mapping[str, nn.Parameter],
         losses: Mapping[str, float],
-        bad_elsewhere: bool = False,
-        zero_elsewhere: bool = True,
+        agree: Agree = lambda flags: list(flags),
         groups: Mapping[str, str] | None = None,
         model: nn.Module | None = None,
     ) -> Verdict:
@@ -143,45 +90,63 @@ class GradientGuard:
         Args:
             parameters: every parameter of the optimiser, by name.
             losses: each utterance's loss in this step (this process's part), by term and trial id.
-            bad_elsewhere: another process saw a non-finite loss. Gradients are already summed over processes, so
-                their norm is the same everywhere.
-            zero_elsewhere: no other process saw a loss above 0. All processes must decide alike, so that zeros here
-                alone are no reason.
+            agree: which of these flags are true in any process, so that all processes decide alike. Called exactly
+                once.
             groups: the group of each parameter, for the norm's parts.
             model: where `parameters` come from; gradients of others of its parameters are refused.
 
         Raises:
             TrainingAborted: too many steps were skipped, or the weights are lost and nothing was kept.
         """
-        names = [name for name, p in parameters.items() if p.grad is not None]
-        gradients = [p.grad for p in parameters.values() if p.grad is not None]
-        norm, group_norms, norm_tensor = _norms(names, gradients, groups or {})
-        unowned = _unowned(parameters, model)
-        for parameter in unowned.values():
-            parameter.grad = None  # nobody else ever would
-        bad_utterances = [f"{name} ({value})" for name, value in losses.items() if not math.isfinite(value)]
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        strays = _unowned(parameters, model)
+        norm, group_norms, norm_tensor = _norms(gradients, groups or {})
         limit = self._limit()
-        verdict = Verdict(norm, "step", None, "", group_norms, limit)
-        if bad_utterances or bad_elsewhere:
-            return self._skip(verdict, parameters, "nonfinite_loss", bad_utterances or ["in another process"])
-        if losses and zero_elsewhere and not any(losses.values()):
-            # A probability of exactly 1 is no achievement but a loss that was never computed, or replaced by a number.
-            return self._skip(verdict, parameters, "zero_loss", [f"{len(losses)} losses, all 0"])
-        if not math.isfinite(norm):
-            guilty = [name for name, g in zip(names, gradients, strict=True) if not bool(g.isfinite().all())] or [
-                f"the norm overflows; largest: {_largest(parameters)}"
-            ]
-            return self._skip(verdict, parameters, "nonfinite_gradient", guilty)
-        if unowned:
-            return self._skip(verdict, parameters, "stale_optimizer", list(unowned))
-        if self._is_spike(norm):
-            times = norm / statistics.median(self.norms)
-            return self._skip(verdict, parameters, "gradient_spike", [f"norm {norm:.3g}, {times:.1f} times the median"])
+        if reason := self._reason(norm, gradients, losses, strays, agree):
+            summaries = {name: GradientSummary.of(g) for name, g in gradients.items()}
+            for name, stray in strays.items():
+                assert stray.grad is not None
+                summaries[name] = GradientSummary.of(stray.grad)
+            for parameter in (*parameters.values(), *strays.values()):
+                parameter.grad = None  # nobody else would ever drop the strays'
+            cause, guilty = reason
+            return self._skip(Verdict(norm, "skip", cause, guilty, group_norms, limit, summaries), parameters)
         self._passed(norm)
         if norm <= limit:
-            return verdict
+            return Verdict(norm, "step", None, "", group_norms, limit)
         nn.utils.clip_grads_with_norm_([p for p in parameters.values() if p.grad is not None], limit, norm_tensor)
         return Verdict(norm, "clip", None, "", group_norms, limit)
+
+    def _reason(
+        self,
+        norm: float,
+        gradients: Mapping[str, torch.Tensor],
+        losses: Mapping[str, float],
+        strays: Mapping[str, nn.Parameter],
+        agree: Agree,
+    ) -> tuple[Cause, str] | None:
+        """Why this step must not reach the weights, with the evidence; None for a step that may."""
+        bad = [f"{name} ({value})" for name, value in losses.items() if not math.isfinite(value)]
+        bad_loss, some_loss, above_0, bad_gradient, stray, spike = agree(
+            [bool(bad), bool(losses), any(losses.values()), not math.isfinite(norm), bool(strays), self._is_spike(norm)]
+        )
+        if bad_loss:
+            return "nonfinite_loss", _shortened(bad)
+        if some_loss and not above_0:
+            # A probability of exactly 1 is no achievement but a loss that was never computed, or replaced by a number.
+            return "zero_loss", f"{len(losses)} losses, all 0"
+        if bad_gradient:
+            guilty = [name for name, g in gradients.items() if not bool(g.isfinite().all())]
+            overflow = not guilty and not math.isfinite(norm)
+            return (
+                "nonfinite_gradient",
+                f"the norm overflows; largest: {_largest(gradients)}" if overflow else _shortened(guilty),
+            )
+        if stray:
+            return "stale_optimizer", _shortened(list(strays))
+        if spike:
+            return "gradient_spike", f"norm {norm:.3g}, {norm / statistics.median(self.norms):.1f} times the median"
+        return None
 
     def keep(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Verdict | None:
         """Copy weights and moments, to roll back to; where they are not finite, roll back instead and say so.
@@ -193,12 +158,7 @@ class GradientGuard:
             self._count(Verdict(math.nan, "roll_back", "poisoned_weights", _shortened(bad)))
             self._roll_back(parameters)
             return self.last_skip
-        weights = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-        moments = {
-            name: {key: value.detach().cpu().clone() for key, value in optimizer.state.get(p, {}).items()}
-            for name, p in parameters.items()
-        }
-        self._copy = _Copy(weights, moments, optimizer)
+        self._copy = KeptState.of(parameters, optimizer)
         self.roll_backs = 0
         return None
 
@@ -239,14 +199,11 @@ class GradientGuard:
         self.norms = [*self.norms[1 - WINDOW :], norm]
         self.recent = [*self.recent[1 - WINDOW :], False]
 
-    def _skip(self, seen: Verdict, parameters: Mapping[str, nn.Parameter], cause: Cause, guilty: list[str]) -> Verdict:
-        for parameter in parameters.values():
-            parameter.grad = None
-        action: Action = "skip"
+    def _skip(self, verdict: Verdict, parameters: Mapping[str, nn.Parameter]) -> Verdict:
         if bad := _nonfinite(parameters):  # a loss that is NaN with every batch: this one is innocent
-            action, cause, guilty = "roll_back", "poisoned_weights", bad
-        self._count(Verdict(seen.gradient_norm, action, cause, _shortened(guilty), seen.group_norms, seen.limit))
-        if action == "roll_back":
+            verdict = replace(verdict, action="roll_back", cause="poisoned_weights", evidence=_shortened(bad))
+        self._count(verdict)
+        if verdict.action == "roll_back":
             self._roll_back(parameters)
         self._abort_if_hopeless()
         assert self.last_skip is not None
@@ -265,6 +222,7 @@ class GradientGuard:
             why = "nothing was kept to roll back to" if self._copy is None else f"again after {self.roll_backs} returns"
             raise TrainingAborted(f"poisoned_weights: {self.last_skip.evidence}: the weights are not finite; {why}")
         self.roll_backs += 1
+        self.last_skip = replace(self.last_skip, lost=KeptState.of(parameters, self._copy.optimizer))
         self._copy.put_back(parameters)
 
     def _abort_if_hopeless(self) -> None:
@@ -282,38 +240,25 @@ class GradientGuard:
         )
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """Weights and moments of a good moment, on the CPU."""
-
-    weights: dict[str, torch.Tensor]
-    moments: dict[str, dict[str, torch.Tensor]]
-    optimizer: torch.optim.Optimizer
-
-    def put_back(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(self.weights[name])
-                if moments := self.moments[name]:
-                    state = self.optimizer.state[parameter]
-                    for key, value in moments.items():
-                        state[key].copy_(value)
-                else:
-                    self.optimizer.state.pop(parameter, None)
-
-
 def _norms(
-    names: list[str], gradients: list[torch.Tensor], groups: Mapping[str, str]
+    gradients: Mapping[str, torch.Tensor], groups: Mapping[str, str]
 ) -> tuple[float, dict[str, float], torch.Tensor]:
     """The global norm, as a number and a tensor, and its parts by group; one transfer from the device."""
     if not gradients:
         return 0.0, {}, torch.zeros(())
-    each = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
+    device = next(iter(gradients.values())).device
+    each = torch.stack([norm.to(device) for norm in torch._foreach_norm(list(gradients.values()))])
     total = torch.linalg.vector_norm(each)
     squares: dict[str, float] = {}
-    for name, norm in zip(names, each.tolist() if groups else [], strict=bool(groups)):
+    for name, norm in zip(gradients, each.tolist() if groups else [], strict=bool(groups)):
         squares[groups[name]] = squares.get(groups[name], 0.0) + norm * norm
     return float(total), {group: math.sqrt(square) for group, square in squares.items()}, total
+
+
+def owned_by(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Those of `named` that `optimizer` steps."""
+    members = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in named.items() if id(p) in members}
 
 
 def _unowned(parameters: Mapping[str, nn.Parameter], model: nn.Module | None) -> dict[str, nn.Parameter]:
@@ -326,10 +271,10 @@ def _nonfinite(parameters: Mapping[str, nn.Parameter]) -> list[str]:
     return [name for name, p in parameters.items() if not bool(p.detach().isfinite().all())]
 
 
-def _largest(parameters: Mapping[str, nn.Parameter]) -> str:
-    sizes = {name: float(p.grad.abs().max()) for name, p in parameters.items() if p.grad is not None}
-    return max(sizes, key=lambda name: sizes[name])
+def _largest(gradients: Mapping[str, torch.Tensor]) -> str:
+    return max(gradients, key=lambda name: float(gradients[name].abs().max()))
 
 
 def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """The first three; none: another process has seen it."""
+    return ", ".join(names[:3] or ["in another process"]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

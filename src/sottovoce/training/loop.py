@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 from collections import Counter
 from collections.abc import Iterable
@@ -23,19 +22,26 @@ from sottovoce.core.checkpoints import (
     write_checkpoint,
 )
 from sottovoce.core.configuration import plain
-from sottovoce.core.errors import CheckpointError, ConfigurationError, TrainingAborted
+from sottovoce.core.errors import CheckpointError, TrainingAborted
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
+from sottovoce.training.environment import peak_memory_mib
 from sottovoce.training.guard import Verdict
-from sottovoce.training.module import DecoderTraining, Progress
+from sottovoce.training.module import DecoderTraining
 from sottovoce.training.notices import notices
-from sottovoce.training.ownership import num_trainable
 from sottovoce.training.preparation import Prepared, steps_per_epoch
 from sottovoce.training.recorder import RunRecorder, WindowMeans
-from sottovoce.training.stages import Stage, StagePosition
+from sottovoce.training.stage_changes import (
+    announce_flow_bridge,
+    announce_stage,
+    announce_unfrozen,
+    measure_flow_bridge,
+    refresh_modes,
+)
+from sottovoce.training.state import module_state, restore_state
 from sottovoce.training.tracking import Tracker
-from sottovoce.training.validation import Validation
+from sottovoce.training.validation import Validation, ranked
 from sottovoce.training.watch import NoWatch, StepView, Watch
 
 
@@ -76,7 +82,6 @@ class RunLoop:
         self.skipped_trials = prepared.skipped
         self.notices = list(notices(prepared))
         self._recorder: RunRecorder | None = None
-        self._stage_name = ""
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
         self._previous_handlers: dict[int, Any] = {}
@@ -93,21 +98,15 @@ class RunLoop:
         load_weights(self.module.model, folder)
         self._optimizer_state = read_tensors(folder, "optimizer")
         try:
-            progress = state["progress"]
-            self.module.progress = Progress(**{**progress, "position": StagePosition(**progress["position"])})
-            self.module.guard.restore(state["guard"])
+            self.window = restore_state(state, self.module)
             self.watch.restore(state["watch"])
-            self.window = WindowMeans(**state["window"])
-            self.module.balance.norms.update(state["balance"])
-            self.module.model.use_flow_bridge = state["use_flow_bridge"]
-            if self.module.modes is not None:
-                self.module.modes.restore(state["modes"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} holds a state that this version does not know ({error})") from error
         self._resumed = True
 
     def begin(self) -> None:
         """Before the first step of this process."""
+        self.run_dir = self.module.broadcast(self.run_dir)  # the main process has made it
         load_optimizer_tensors(self._optimizer, self._optimizer_state, self.module.named)
         self._optimizer_state = {}
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -137,7 +136,7 @@ class RunLoop:
         count = sum(p.numel() for p in self.module.named.values())
         self._recorder.say(f"{self.run_dir}: {count:,} parameters, step {step} of {self.curriculum.total_steps}")
         if not self._resumed:
-            self._stage_started()
+            announce_stage(self.module, self._recorder)
 
     def after_step(self, verdict: Verdict, metrics: dict[str, float]) -> None:
         """Log, validate and save as the configuration says."""
@@ -150,23 +149,22 @@ class RunLoop:
         view = StepView(step, verdict, metrics, self.module.losses, self.module, self._optimizer, self._stage_name)
         self._tell(self.watch.after_step(view))
         if step % training.log_every_steps == 0 and self.window.counts:
-            means = self.window.take() | {"train/peak_memory_mib": _peak_memory_mib(self.module.device)}
+            means = self.window.take() | {"train/peak_memory_mib": peak_memory_mib(self.module.device)}
             if self._recorder is not None:
                 self._recorder.metrics(step, "train", means)
                 self._recorder.show(step, {name: means[name] for name in ("train/loss", "train/gradient_norm")})
         progress = self.module.progress
         stage = self.curriculum.stage(progress.position)
-        self._stage_name = stage.name
         stage_is_over = step - progress.position.first_step == stage.steps
         if step % training.validate_every_steps == 0 or stage_is_over:
             self._validate()
-            self._refresh_modes()
+            refresh_modes(self.module, self.validation, self._train_indices, self._recorder)
         out_of_patience = stage.config.patience is not None and progress.position.waited >= stage.config.patience
         if stage_is_over or out_of_patience:
             self._end_stage("all its steps are done" if stage_is_over else "no better for a while")
         finished = self.curriculum.finished(progress.position)
         if not finished:
-            self._tell_what_was_unfrozen(stage)
+            announce_unfrozen(self.module, stage, self._recorder)
         if step % training.checkpoint_every_steps == 0 or stage_is_over or out_of_patience or self.stopped_by_user:
             self._save("last")
         if finished and self._recorder is not None and self.module.guard.skipped:
@@ -178,40 +176,6 @@ class RunLoop:
         if self.stopped_by_user or finished:
             self.module.trainer.should_stop = True
 
-    def _refresh_modes(self) -> None:
-        """In a stage that learns the speaking mode without labels: estimate them anew."""
-        modes, module = self.module.modes, self.module
-        learning = module.activity is not None and "mode" in module.activity.weights
-        if not learning or modes is None or not modes.estimated:
-            return
-        before = modes.modes
-        modes.refresh(self.validation.embeddings(module, self._train_indices))
-        kept, confidence = modes.modes.agreement(before), modes.modes.confidence
-        self._event("modes_refreshed", confidence=confidence, kept=kept)
-        if self._recorder is not None:
-            self._recorder.metrics(module.progress.step, "train", {"train/mode_confidence": confidence})
-
-    def _stage_started(self) -> None:
-        """Say what the stage that begins now is about; a run of one stage needs no such words."""
-        position = self.module.progress.position
-        stage, activity = self.curriculum.stage(position), self.curriculum.activity(position)
-        trainable = num_trainable(self.module.named, activity)
-        weights = {name: weight for name, weight in asdict(stage.config.loss_weights).items() if weight}
-        self._event(
-            "stage_started",
-            stage=stage.name,
-            num_steps=stage.steps,
-            loss_weights=weights,
-            components=sorted(activity.rates),
-            trainable_parameters=trainable,
-        )
-        if self._recorder is not None and len(self.curriculum.stages) > 1:
-            terms = " + ".join(f"{weight:g}·{name}" for name, weight in weights.items())
-            self._recorder.say(
-                f"step {self.module.progress.step}: stage {stage.name}, up to {stage.steps} steps, loss {terms}, "
-                f"{trainable:,} trainable parameters"
-            )
-
     def _end_stage(self, reason: str) -> None:
         progress = self.module.progress
         stage = self.curriculum.stage(progress.position)
@@ -220,46 +184,19 @@ class RunLoop:
         self._event("stage_finished", stage=stage.name, reason=reason, best=progress.best, best_step=progress.best_step)
         progress.position = progress.position.next_stage(progress.step)
         if not self.curriculum.finished(progress.position):
-            self._stage_started()
+            announce_stage(self.module, self._recorder)
 
     def _try_flow_bridge(self) -> None:
-        """Decode the validation trials over the bridge, and keep it in use only if that is better than ever."""
-        model, progress = self.module.model, self.module.progress
+        """Keep the flow bridge in use only if the validation trials come out better over it than ever before."""
+        progress = self.module.progress
         if progress.best is None:
             return  # nothing was validated
         without, metric = progress.best[0], self._selection_metric
-        model.use_flow_bridge = True
-        values = self.validation.values(self.module)
-        now = self.module.from_main(self._ranked(values) if self._recorder is not None else (0.0, 0.0))
-        model.use_flow_bridge = now[0] < without
-        if model.use_flow_bridge:
+        values, now = measure_flow_bridge(self.module, self.validation, self._ranked_if_main, without)
+        if self.module.model.use_flow_bridge:
             progress.best, progress.best_step = list(now), progress.step
             self._save("best", values)
-        if self._recorder is None:
-            return
-        self._recorder.metrics(progress.step, "val", {f"{metric}_with_flow_bridge": values[metric]})
-        compared = {"metric": metric, "with_bridge": abs(now[0]), "without": abs(without)}
-        self._event("flow_bridge_measured", used=model.use_flow_bridge, **compared)
-        verdict = "it is used" if model.use_flow_bridge else "it is left out"
-        self._recorder.say(
-            f"step {progress.step}: flow bridge: {metric} {abs(now[0]):.4f} with it, {abs(without):.4f} without: "
-            f"{verdict}"
-        )
-
-    def _tell_what_was_unfrozen(self, stage: Stage) -> None:
-        """Of the components of `stage`, the one the last step belonged to, those that the next step releases."""
-        before, after = self.module.activity, self.curriculum.activity(self.module.progress.position)
-        assert before is not None
-        released = (after.rates.keys() - before.rates.keys()) & set(stage.config.components)
-        if not released:
-            return
-        counts = [num_trainable(self.module.named, activity) for activity in (before, after)]
-        self._event("unfrozen", components=sorted(released), trainable_parameters=counts[1], trainable_before=counts[0])
-        if self._recorder is not None:
-            self._recorder.say(
-                f"step {self.module.progress.step}: {', '.join(released)} released, "
-                f"{counts[0]:,} → {counts[1]:,} trainable parameters"
-            )
+        announce_flow_bridge(self.module, metric, values, now[0], without, self._recorder)
 
     def aborted(self, reason: TrainingAborted) -> None:
         """The guard gave up: keep the last good weights and say why."""
@@ -293,6 +230,11 @@ class RunLoop:
             self._recorder.close()
 
     @property
+    def _stage_name(self) -> str:
+        """Of the stage that the last step belonged to, until it is ended."""
+        return self.curriculum.stage(self.module.progress.position).name
+
+    @property
     def _optimizer(self) -> torch.optim.Optimizer:
         return cast(LightningOptimizer, self.module.optimizers()).optimizer
 
@@ -314,12 +256,11 @@ class RunLoop:
         if not self.validation.indices:
             return
         values = self.validation.values(self.module)  # only the main process gets any
-        progress, now = self.module.progress, (0.0, 0.0)
+        progress = self.module.progress
         if self._recorder is not None:
             self._record_validation(values)
             self._tell(self.watch.validated(progress.step, values))
-            now = self._ranked(values)
-        now = self.module.from_main(now)
+        now = self.module.from_main(self._ranked_if_main(values))
         best_by = f"{self._selection_metric} {self.validation.decoder_now(self.module)}"
         if progress.best_by != best_by:
             progress.best = None
@@ -336,45 +277,30 @@ class RunLoop:
         named = (f"{name.removeprefix('val/')} {value:.3g}" for name, value in values.items())
         self._recorder.say(f"step {progress.step}: validation  {'  '.join(named)}")
 
-    def _ranked(self, values: dict[str, float]) -> tuple[float, float]:
-        """Selection metric, smaller is better, and validation loss.
-
-        Raises:
-            ConfigurationError: this data and decoder do not give the metric.
-        """
-        metric = self._selection_metric
-        if metric not in values:
-            raise ConfigurationError(
-                f"training.selection_metric={metric.removeprefix('val/')} cannot be computed with this data "
-                f"and decoder; choose one of {', '.join(name.removeprefix('val/') for name in values)}"
-            )
-        return (-values[metric] if metric == "val/wra" else values[metric]), values["val/loss"]
+    def _ranked_if_main(self, values: dict[str, float]) -> tuple[float, float]:
+        """`ranked` in the main process; the others get no values."""
+        return ranked(values, self._selection_metric) if self._recorder is not None else (0.0, 0.0)
 
     def _save(self, name: str, values: dict[str, float] | None = None) -> None:
         if name == "last" and (lost := self.module.guard.keep(self.module.named, self._optimizer)):
             self._bad_step(lost)
         if self._recorder is None:
             return
-        module = self.module
-        parts = {"model": module.model.state_dict()}
-        if name == "last":
-            parts["optimizer"] = optimizer_tensors(self._optimizer, {p: n for n, p in module.named.items()})
-        state = {
-            "progress": asdict(module.progress),
-            "guard": module.guard.state(),
-            "watch": self.watch.state(),
-            "window": asdict(self.window),
-            "balance": module.balance.norms,
-            "use_flow_bridge": module.model.use_flow_bridge,
-            "modes": module.modes.state() if module.modes is not None else [],
-            "validation": values,
-        }
-        write_checkpoint(self.run_dir / "checkpoints" / name, module.progress.step, parts, state)
+        parts, state = self.checkpoint(self._optimizer if name == "last" else None, values)
+        write_checkpoint(self.run_dir / "checkpoints" / name, self.module.progress.step, parts, state)
         self._event("checkpoint_saved", checkpoint=name)
 
-
-def _peak_memory_mib(device: torch.device) -> float:
-    """The most memory that this process has held: of the GPU it trains on, else its own."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    def checkpoint(
+        self, optimizer: torch.optim.Optimizer | None, values: dict[str, float] | None = None
+    ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """Tensors by part and the other state of a checkpoint; without `optimizer` one to evaluate only."""
+        module = self.module
+        parts = {"model": module.model.state_dict()}
+        if optimizer is not None:
+            parts["optimizer"] = optimizer_tensors(optimizer, {p: n for n, p in module.named.items()})
+        state = module_state(module) | {
+            "watch": self.watch.state(),
+            "window": asdict(self.window),
+            "validation": values,
+        }
+        return parts, state

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import lightning
 import torch
@@ -26,10 +26,11 @@ from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.losses.combine import normalised_sum
 from sottovoce.models.compose import DecoderModel, Encoded, component_of
 from sottovoce.training.config import RunConfig
-from sottovoce.training.guard import GradientGuard, Verdict
+from sottovoce.training.guard import GradientGuard, Verdict, owned_by
 from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.optimizer import build_optimizer, set_learning_rates
 from sottovoce.training.ownership import check_owners, freeze_others
+from sottovoce.training.processes import true_anywhere
 from sottovoce.training.schedules import learning_rate_factor
 from sottovoce.training.stages import Activity, Curriculum, StagePosition
 from sottovoce.training.terms import (
@@ -44,6 +45,7 @@ from sottovoce.training.terms import (
 
 BALANCE_EVERY_STEPS = 10
 """How often the gradients of the losses are measured against each other (`training.loss_scaling=gradient_norm`)."""
+T = TypeVar("T")
 Encode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], Encoded]
 
 
@@ -100,7 +102,7 @@ class DecoderTraining(lightning.LightningModule):
         self.balance = GradientBalance()
         self.groups = {name: component_of(name) for name in self.named}
         self.parts: list[StepPart] = []
-        """What the step in progress, or just done, was computed from."""
+        """What the step in progress, or just done, was computed from, as the loader gave it."""
         self.losses: dict[tuple[str, str], float] = {}
         """Nats of the same step by (loss, trial id)."""
         self._metrics: dict[str, float] = {}
@@ -142,17 +144,27 @@ class DecoderTraining(lightning.LightningModule):
         """This part's share of the step's loss."""
         if part.micro_batch == 0:
             self.enter_step()
-            self._set_learning_rates()
+            self.set_rates(cast(LightningOptimizer, self.optimizers()).optimizer)
         return self.forward_part(part)
 
     def forward_part(self, part: StepPart) -> torch.Tensor:
         """This part's share of the step's loss; `enter_step` comes before a step's first part."""
         self.parts.append(part)
+        batch, terms, shares = self.shares_of(part)
+        assert self.activity is not None
+        share = torch.stack([self.activity.weights[name] * value for name, value in shares.items()]).sum()
+        self._note(batch, terms, share.detach())
+        # Lightning divides by the micro-batches and averages over processes; the share is already final.
+        return share * (self.micro_batches * self.world_size)
+
+    def shares_of(self, part: StepPart) -> tuple[Batch, Terms, dict[str, torch.Tensor]]:
+        """The features, the losses, and each loss as this part's share of the step's before its weight."""
         torch.manual_seed(seed_for(self.config.seed, "dropout", part.step, part.micro_batch, self.global_rank))
         draws = Draws(self.config.seed, part.step, part.positions, part.batch.signal.device)
         assert self.activity is not None
         clean = self._clean_features(part.batch) if "denoise" in self.activity.weights else None
-        batch = self.pipeline.train(part.batch, draws)
+        raw = part.batch  # the pipeline writes into the signal; a bad step is kept as the loader gave it
+        batch = self.pipeline.train(_copied(raw) if self.config.training.guard.num_capsules else raw, draws)
         with_mode = "mode" in self.activity.weights or "mode_head" in self.progress.trained
         encoded = self._encode(batch.signal, batch.lengths_B, batch.session_B, with_mode)
         terms = compute_terms(self.model, batch, encoded, self.activity.weights, self.blank, self.modes)
@@ -160,19 +172,16 @@ class DecoderTraining(lightning.LightningModule):
             terms.nats["denoise"] = flow_term(
                 self.model, clean, self.config.training.corruption, draws.for_corruption()
             )
-        shares = {name: self._share(name, nats_B, batch, terms) for name, nats_B in terms.nats.items()}
+        shares = {name: self.share(name, nats_B, batch, terms) for name, nats_B in terms.nats.items()}
         if self.config.training.loss_scaling == "gradient_norm" and "rnnt" in shares and "ctc" in shares:
             shares = self._balanced(shares, encoded.frames_BSE)
-        share = torch.stack([self.activity.weights[name] * value for name, value in shares.items()]).sum()
-        self._note(batch, terms, share.detach())
-        # Lightning divides by the micro-batches and averages over processes; the share is already final.
-        return share * (self.micro_batches * self.world_size)
+        return batch, terms, shares
 
     def _clean_features(self, batch: Batch) -> Batch:
         """The features as recorded, without augmentation."""
-        return self.pipeline.evaluate(replace(batch, signal=batch.signal.clone()))
+        return self.pipeline.evaluate(_copied(batch))
 
-    def _share(self, name: str, nats_B: torch.Tensor, batch: Batch, terms: Terms) -> torch.Tensor:
+    def share(self, name: str, nats_B: torch.Tensor, batch: Batch, terms: Terms) -> torch.Tensor:
         """A loss as this part's share of the step's, normalised and unweighted."""
         training = self.config.training
         tokens_B = batch.label_lengths_B if name in TOKEN_LOSSES else torch.ones_like(batch.label_lengths_B)
@@ -199,11 +208,11 @@ class DecoderTraining(lightning.LightningModule):
             self._check_owners = True
         self.activity = now
 
-    def _set_learning_rates(self) -> None:
+    def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give `optimizer` the learning rates of the step that was entered."""
         assert self.activity is not None
         scheduler, total_steps = self.config.training.scheduler, self.curriculum.total_steps
         factor = learning_rate_factor(self.progress.updates, scheduler, total_steps)
-        optimizer = cast(LightningOptimizer, self.optimizers()).optimizer
         for name, rate in set_learning_rates(optimizer, factor, self.activity.rates).items():
             self._metrics[f"learning_rate/{name}"] = rate
 
@@ -228,11 +237,17 @@ class DecoderTraining(lightning.LightningModule):
             return here
         return cast(torch.Tensor, self.trainer.strategy.reduce(here.clone(), reduce_op="sum"))  # reduces in place
 
+    def agreed(self, here: Sequence[bool]) -> list[bool]:
+        """Which of the flags `here` are true in any process."""
+        return true_anywhere(self._trainer, here, self.device)
+
     def anywhere(self, here: bool) -> bool:
         """True when `here` is true in any process."""
-        if self.world_size == 1:
-            return here
-        return bool(self._summed(torch.tensor(float(here), device=self.device)))
+        return self.agreed([here])[0]
+
+    def broadcast(self, here: T) -> T:
+        """The main process's value, in every process."""
+        return here if self.world_size == 1 else self.trainer.strategy.broadcast(here)
 
     def from_main(self, here: tuple[float, float]) -> tuple[float, float]:
         """The main process's two numbers, in every process."""
@@ -248,21 +263,14 @@ class DecoderTraining(lightning.LightningModule):
             assert self.activity is not None
             check_owners(self.named, self.activity)
             self._check_owners = False
-        bad_anywhere = self.anywhere(any(not math.isfinite(nats) for nats in self.losses.values()))
         several = len(self.activity.weights) > 1 if self.activity else False
         losses = {f"{trial} {name}" if several else trial: nats for (name, trial), nats in self.losses.items()}
-        zero_everywhere = not self.anywhere(any(losses.values()))
-        owned = self.owned(optimizer)
-        self._verdict = self.guard.inspect(owned, losses, bad_anywhere, zero_everywhere, self.groups, self.model)
+        owned = owned_by(optimizer, self.named)
+        self._verdict = self.guard.inspect(owned, losses, self.agreed, self.groups, self.model)
         self._metrics["train/gradient_norm"] = self._verdict.gradient_norm
         for group, norm in self._verdict.group_norms.items():
             self._metrics[f"gradient_norm/{group}"] = norm
         self.before_update(self._verdict)
-
-    def owned(self, optimizer: torch.optim.Optimizer) -> dict[str, torch.nn.Parameter]:
-        """What `optimizer` steps, by name: all of `named`, or something is wrong."""
-        members = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return {name: p for name, p in self.named.items() if id(p) in members}
 
     def on_train_batch_end(self, outputs: Any, batch: StepPart, batch_idx: int) -> None:
         """Count the step and let the run log, validate and save."""
@@ -278,3 +286,8 @@ class DecoderTraining(lightning.LightningModule):
             self.progress.position = position.after_update(self.curriculum.stage(position))
         self._metrics["train/step_seconds"] = time.perf_counter() - self._started
         self.after_step(self._verdict, self._metrics)
+
+
+def _copied(batch: Batch) -> Batch:
+    """The batch with a signal of its own."""
+    return replace(batch, signal=batch.signal.clone())

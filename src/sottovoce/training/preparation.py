@@ -13,7 +13,7 @@ import torch
 from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.faults import Fault
 from sottovoce.core.random import seed_for
-from sottovoce.core.symbols import SymbolTable, symbol_table
+from sottovoce.core.symbols import symbol_table
 from sottovoce.core.trial import BIN_MS, Trial
 from sottovoce.data.checks import CheckReport, check_path, fatal_faults, unusable_trials
 from sottovoce.data.loading import PreparedTrials, open_data
@@ -71,7 +71,9 @@ def prepare(
     if known is None:
         known = {}
         if config.data.check:
-            report = _checked(config, table, progress)
+            report = check_data(config, progress)
+            if config.data.on_fault == "raise":
+                _raise_first(fatal_faults(report))
             known = unusable_trials(report)
             data_warnings.update(fault.fault for fault in report.faults if fault.severity == "warning")
     trial_set = open_data(config.data, config.preprocessor, ("train", "val"), config.seed)
@@ -143,14 +145,14 @@ def curriculum_of(config: RunConfig, model: DecoderModel, num_trials: int) -> Cu
     return curriculum
 
 
-def _checked(config: RunConfig, table: SymbolTable, progress: Callable[[int, int], None] | None) -> CheckReport:
-    """What a look at every trial shows.
+def check_data(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+    """What a look at every trial of a configuration's data shows.
 
     Raises:
-        DataError: a trial cannot be used, unless `data.on_fault=skip`.
+        DataError: there is no data set to read.
     """
-    patch = config.model.patch or PatchConfig(1, 1)
-    report = check_path(
+    table, patch = symbol_table(config.data.symbols), config.model.patch or PatchConfig(1, 1)
+    return check_path(
         Path(config.data.data_root),
         layout="t15" if config.preprocessor.log_mel is None else "recordings",
         patch_size=patch.size,
@@ -163,9 +165,6 @@ def _checked(config: RunConfig, table: SymbolTable, progress: Callable[[int, int
         audio_channel=config.data.audio_channel,
         progress=progress,
     )
-    if config.data.on_fault == "raise":
-        _raise_first(fatal_faults(report))
-    return report
 
 
 def _raise_first(faults: Sequence[Fault]) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning
@@ -36,7 +36,7 @@ from sottovoce.training.environment import describe_environment
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
-from sottovoce.training.watch import Watch
+from sottovoce.training.watch import NoWatch, Watch
 
 
 def new_run_dir(config: RunConfig) -> Path:
@@ -67,17 +67,12 @@ def new_run_dir(config: RunConfig) -> Path:
 
 
 def start(prepared: Prepared, watch: Watch | None = None) -> Path:
-    """Train from the first step on; returns the run's directory. `watch` looks on (`diagnosis.RunMonitor`)."""
+    """Train from the first step on; returns the run's directory. `watch` looks on (`diagnosis.RunWatch`)."""
     trainer = build_trainer(prepared.config)
     run_dir = Path()
     if is_main_process():
         run_dir = new_run_dir(prepared.config)
-        write_vocabulary(run_dir, prepared.vocabulary)
-        write_sessions(run_dir, prepared.trial_set.sessions)
-        write_left_out(run_dir, prepared.left_out)
-        environment = describe_environment(prepared.config.seed)
-        (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-        _write_config(run_dir, prepared.config)
+        write_run_files(run_dir, prepared)
     loop = RunLoop(prepared, run_dir, watch)
     try:
         fit(prepared, loop, trainer)
@@ -90,6 +85,16 @@ def start(prepared: Prepared, watch: Watch | None = None) -> Path:
     return run_dir
 
 
+def write_run_files(run_dir: Path, prepared: Prepared) -> None:
+    """What a new run's directory holds before its first step."""
+    write_vocabulary(run_dir, prepared.vocabulary)
+    write_sessions(run_dir, prepared.trial_set.sessions)
+    write_left_out(run_dir, prepared.left_out)
+    environment = describe_environment(prepared.config.seed)
+    (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    _write_config(run_dir, prepared.config)
+
+
 def _write_config(run_dir: Path, config: RunConfig) -> None:
     """Last of a new run's files, and as a whole: a folder with a configuration can be resumed."""
     temporary = run_dir / f"{CONFIG_FILE}.writing"
@@ -97,8 +102,12 @@ def _write_config(run_dir: Path, config: RunConfig) -> None:
     temporary.replace(run_dir / CONFIG_FILE)
 
 
-def resume(run_dir: Path, overrides: Sequence[str] = (), watch: Watch | None = None) -> Path:
+def resume(
+    run_dir: Path, overrides: Sequence[str] = (), watch: Callable[[Prepared], Watch] = lambda prepared: NoWatch()
+) -> Path:
     """Continue a run from its last checkpoint, or from its first step if it was killed before there was one.
+
+    `watch` makes what looks on (`diagnosis.RunWatch`).
 
     Raises:
         CheckpointError: `run_dir` is not a run directory, or its checkpoint is damaged.
@@ -109,7 +118,7 @@ def resume(run_dir: Path, overrides: Sequence[str] = (), watch: Watch | None = N
     trainer = build_trainer(prepared.config)
     if is_main_process():
         _write_config(run_dir, prepared.config)
-    loop = RunLoop(prepared, run_dir, watch)
+    loop = RunLoop(prepared, run_dir, watch(prepared))
     if has_checkpoint(loop.last_checkpoint):
         loop.restore()
     fit(prepared, loop, trainer)
@@ -154,19 +163,25 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
         raise TrainingAborted(f"{where}; continue with: sottovoce train resume={loop.run_dir}")
 
 
-def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trainer) -> DataLoader[StepPart]:
+def batch_plan(prepared: Prepared, world_size: int = 1) -> BatchPlan:
+    """Which trials make up which step, over `world_size` processes."""
     config, trials = prepared.config, prepared.trial_set.trials
     place = {session: i for i, session in enumerate(prepared.trial_set.sessions)}
     training = config.training
-    plan = BatchPlan(
+    return BatchPlan(
         lengths=np.array([trials[i].num_steps for i in prepared.train_indices]),
         sessions=np.array([place[trials[i].session] for i in prepared.train_indices]),
         trials=np.array(prepared.train_indices),
-        batch_size=training.batch_size * training.gradient_accumulation_steps * trainer.world_size,
+        batch_size=training.batch_size * training.gradient_accumulation_steps * world_size,
         sessions_per_batch=config.data.sessions_per_batch,
         bucketing=config.data.use_length_bucketing,
         seed=config.seed,
     )
+
+
+def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trainer) -> DataLoader[StepPart]:
+    config, training = prepared.config, prepared.config.training
+    plan = batch_plan(prepared, trainer.world_size)
     parts = StepParts(
         prepared.trial_set,
         plan,

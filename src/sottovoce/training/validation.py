@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed
 
+from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.trial import TrialSet
 from sottovoce.evaluation.inference import TextDecoder, TransducerSearch, TrialOutput, run_model
 from sottovoce.evaluation.scoring import METRICS, Hypothesis, score
@@ -116,3 +117,17 @@ def _gathered(found: list[_Scored], rank: int, world_size: int) -> list[_Scored]
     parts: list[list[_Scored]] | None = [[] for _ in range(world_size)] if rank == 0 else None
     torch.distributed.gather_object(found, parts)
     return [scored for part in parts for scored in part] if parts is not None else []
+
+
+def ranked(values: Mapping[str, float], metric: str) -> tuple[float, float]:
+    """The metric that selects (`val/per` …) so that smaller is better, and the validation loss.
+
+    Raises:
+        ConfigurationError: this data and decoder do not give the metric.
+    """
+    if metric not in values:
+        raise ConfigurationError(
+            f"training.selection_metric={metric.removeprefix('val/')} cannot be computed with this data "
+            f"and decoder; choose one of {', '.join(name.removeprefix('val/') for name in values)}"
+        )
+    return (-values[metric] if metric == "val/wra" else values[metric]), values["val/loss"]

@@ -1,0 +1,85 @@
+"""`sottovoce diagnose RUN|CAPSULE`: what went wrong and why, with the evidence and the fix."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sottovoce.core.errors import CheckpointError
+from sottovoce.core.findings import Finding
+from sottovoce.diagnosis.capsule import FOLDER, capsules_of, is_capsule, read_capsule
+from sottovoce.diagnosis.explainer import explain
+from sottovoce.diagnosis.replay import Replayed, as_told, replay, summary
+
+DESCRIPTION = """What went wrong in a run, or in one bad step of it, and why: the cause, the evidence, the fix.
+  sottovoce diagnose runs/t15_gru-001
+  sottovoce diagnose runs/t15_gru-001/capsules/42 --replay
+--replay computes the bad step again and says which loss term, which trial, which module and which number format it
+takes; with a run, for each of its capsules. Exit 0: healthy; 1: there are errors or warnings; 2: neither run nor
+capsule."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb."""
+    parser = subparsers.add_parser(
+        "diagnose",
+        help="say what went wrong in a run or a bad step, and why",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", type=Path, metavar="RUN|CAPSULE", help="a run's directory, or one of its capsules/STEP")
+    parser.add_argument("--replay", action="store_true", help="compute bad steps again and take them apart")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what was found; 1 when there are errors or warnings.
+
+    Raises:
+        CheckpointError: the path is neither a run nor a capsule, or cannot be read.
+    """
+    path: Path = arguments.path
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {what}; give the directory of a run, or a capsule in its folder {FOLDER}")
+    of_capsule = is_capsule(path)
+    replays: list[Replayed] = []
+    if of_capsule:
+        replays = [replay(path)] if arguments.replay else []
+        findings = [] if arguments.replay else [as_told(read_capsule(path))]
+    else:
+        findings = list(explain(path))
+        if arguments.replay:
+            replays = [replay(path / FOLDER / str(step)) for step in sorted(capsules_of(path))]
+    findings = [*(finding for replayed in replays for finding in replayed.findings), *findings]
+    healthy = all(finding.severity == "note" for finding in findings)
+    if arguments.json:
+        kind = "capsule" if of_capsule else "run"
+        print(json.dumps(_as_json(path, kind, healthy, findings, replays)))
+    else:
+        _print(path, healthy, findings, replays)
+    return 0 if healthy else 1
+
+
+def _as_json(path: Path, kind: str, healthy: bool, findings: list[Finding], replays: list[Replayed]) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "kind": kind,
+        "healthy": healthy,
+        "findings": [finding.as_dict() | {"page": finding.page} for finding in findings],
+        "replays": [{"step": replayed.capsule.step} | replayed.as_dict() for replayed in replays],
+    }
+
+
+def _print(path: Path, healthy: bool, findings: list[Finding], replays: list[Replayed]) -> None:
+    for replayed in replays:
+        print(summary(replayed))
+    for finding in findings:
+        print(finding)
+        if finding.tell_apart:
+            print(f"  to be sure: {finding.tell_apart}")
+    if healthy:
+        print(f"{path}: healthy" + (", see the notes" if findings else ": nothing was found"))

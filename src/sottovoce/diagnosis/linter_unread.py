@@ -1,0 +1,99 @@
+"""Settings that nothing reads in this configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from sottovoce.core.findings import Finding
+from sottovoce.diagnosis.causes import found
+from sottovoce.evaluation.config import EvaluationConfig
+from sottovoce.training.config import RunConfig, TrainingConfig
+from sottovoce.training.preparation import Prepared
+
+
+def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]:
+    """Row I3: settings other than their defaults that nothing in this configuration reads."""
+    training, model, augmentation = config.training, config.model, config.augmentation
+    plain, evaluation = TrainingConfig(steps=1), EvaluationConfig()
+    transducer = any(stage.loss_weights.rnnt for stage in training.stages)
+    denoises = any(stage.loss_weights.denoise for stage in training.stages)
+    modes = any(stage.loss_weights.mode for stage in training.stages)
+    decodes_transducer = config.evaluation.decoder == "transducer"
+    conditions = {
+        "training.optimizer.session_lr": (
+            model.session_adapter is None and training.optimizer.session_lr is not None,
+            "the model has no session adapter",
+        ),
+        "training.rnnt_warmup_batches": (
+            not transducer and training.rnnt_warmup_batches != plain.rnnt_warmup_batches,
+            "no stage trains a transducer",
+        ),
+        "training.rnnt_ramp_steps": (
+            not transducer and training.rnnt_ramp_steps != plain.rnnt_ramp_steps,
+            "no stage trains a transducer",
+        ),
+        "training.loss_scaling": (
+            not transducer and training.loss_scaling != plain.loss_scaling,
+            "no stage trains a transducer",
+        ),
+        "model.transducer": (model.transducer is not None and not transducer, "no stage trains a transducer"),
+        "model.speaking_mode": (
+            model.speaking_mode is not None and not modes,
+            "no stage learns the speaking mode",
+        ),
+        "data.mode_file": (not modes and config.data.mode_file is not None, "no stage learns the speaking mode"),
+        "data.mode_labels": (not modes and config.data.mode_labels != "auto", "no stage learns the speaking mode"),
+        "model.flow_bridge.enabled": (
+            model.flow_bridge.enabled and not denoises,
+            "no stage trains the flow bridge",
+        ),
+        "training.corruption": (
+            not denoises and training.corruption != plain.corruption,
+            "no stage trains the flow bridge",
+        ),
+        "evaluation.max_symbols_per_frame": (
+            not decodes_transducer and config.evaluation.max_symbols_per_frame != evaluation.max_symbols_per_frame,
+            f"the decoder is {config.evaluation.decoder}",
+        ),
+        "evaluation.beam_size": (
+            not decodes_transducer and config.evaluation.beam_size != evaluation.beam_size,
+            f"the decoder is {config.evaluation.decoder}",
+        ),
+        "training.scheduler.max_steps": (
+            training.scheduler.name == "constant" and training.scheduler.max_steps is not None,
+            "the schedule is constant",
+        ),
+        "training.scheduler.min_lr_ratio": (
+            training.scheduler.name == "constant" and training.scheduler.min_lr_ratio != 0.02,
+            "the schedule is constant",
+        ),
+        "data.use_length_bucketing": (
+            config.data.use_length_bucketing and prepared is not None and _batch(config) >= len(prepared.train_indices),
+            "a batch holds all trials",
+        ),
+        "wandb": (
+            not config.wandb.enabled and (config.wandb.entity or config.wandb.run_name) is not None,
+            "wandb.enabled=false",
+        ),
+    }
+    for name in ("time_mask", "channel_mask"):
+        mask = getattr(augmentation, name)
+        conditions[f"augmentation.{name}"] = (
+            not mask.probability and _differs(mask),
+            f"augmentation.{name}.probability=0",
+        )
+    for key, (applies, why) in conditions.items():
+        if applies:
+            yield found("unread_config_key", f"{key} is set, but {why}.", "linter", fix=f"leave {key} out")
+
+
+def _batch(config: RunConfig) -> int:
+    return config.training.batch_size * config.training.gradient_accumulation_steps
+
+
+def _differs(section: Any) -> bool:
+    """Any field of the section other than its default."""
+    assert is_dataclass(section)
+    return any(getattr(section, entry.name) != entry.default for entry in fields(section))

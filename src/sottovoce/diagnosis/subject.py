@@ -1,0 +1,206 @@
+"""What preflight looks at: the run's own objects as the first step will find them, left as they were.
+
+Everything is made by the code that trains (`RunLoop`, `DecoderTraining`, `configure_optimizers`), so that what is
+examined is what will run. Two liberties: the model is not compiled, and no other process reads data ahead.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from sottovoce.core.lengths import ctc_frames_needed
+from sottovoce.core.trial import Batch
+from sottovoce.data.collation import StepPart, collate
+from sottovoce.training.loop import RunLoop
+from sottovoce.training.module import DecoderTraining, Progress
+from sottovoce.training.preparation import Prepared
+from sottovoce.training.stages import Activity, StagePosition
+
+NUM_TRIALS: Final = 2
+"""Trials of the batch that is run; two of unequal length show what padding does."""
+EXCERPT_FRAMES: Final = 9
+"""Encoder frames of the longest excerpt: a recurrence of 44 million parameters takes 10 ms a frame on two cores."""
+EXCERPT_LABELS: Final = 4
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A kind of step that the curriculum will come to."""
+
+    position: StagePosition
+    trained: tuple[str, ...]
+    """Components that have learnt in some earlier moment."""
+    stage: str
+    activity: Activity
+
+    def __str__(self) -> str:
+        return f"stage {self.stage} ({' + '.join(self.activity.weights)})"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run before its first step."""
+
+    prepared: Prepared
+    loop: RunLoop
+    optimizer: torch.optim.Optimizer
+    indices: tuple[int, ...]
+    """The trials of `whole` and `batch` in the trial set: the shortest of training with labels, of unequal length."""
+    whole: Batch
+    """Their signals as read, before augmentation."""
+    batch: Batch
+    """Excerpts of them, of unequal length: the first bins and the first few labels, enough to run every loss on. Take a
+    copy with `part`: the pipeline overwrites signals."""
+    moments: tuple[Moment, ...]
+    """Each stage of the curriculum, one that holds the transducer back twice: without it and with it."""
+
+    @classmethod
+    def of(cls, prepared: Prepared, num_trials: int = NUM_TRIALS) -> Subject:
+        """The subject of a prepared run; `num_trials` make its batch, fewer where there are not as many.
+
+        Leaves the random state as it was; everything else is only read.
+        """
+        config = prepared.config
+        training, data = replace(config.training, compile=False), replace(config.data, num_workers=0)
+        prepared = replace(prepared, config=replace(config, training=training, data=data))
+        with _random_state():
+            loop = RunLoop(prepared, Path())
+            optimizer = loop.module.configure_optimizers()
+            indices = shortest_trials(prepared, num_trials)
+            whole = collate(prepared.trial_set, indices)
+        return cls(prepared, loop, optimizer, indices, whole, excerpts(prepared, whole), _moments(loop.module))
+
+    @property
+    def module(self) -> DecoderTraining:
+        """What trains; works without a trainer (`enter`, then `module.forward_part(subject.part())`)."""
+        return self.loop.module
+
+    def part(self, batch: Batch | None = None, step: int = 0) -> StepPart:
+        """A copy of `batch` (absent: the subject's) as one part of an optimiser step."""
+        copied = (batch or self.batch).map_tensors(torch.Tensor.clone)
+        return StepPart(step, 0, tuple(range(len(copied))), copied)
+
+    def enter(self, moment: Moment | None = None) -> None:
+        """Make the module ready for a step of `moment` (absent: the last one), without any gradients."""
+        moment, module = moment or self.moments[-1], self.module
+        module.progress = Progress(position=moment.position, trained=list(moment.trained))
+        module.balance.norms, module.balance.squares = {}, {}
+        module.activity = None
+        module.train()
+        self.clear_gradients()
+        module.enter_step()
+
+    def clear_gradients(self) -> None:
+        """No parameter of the model has a gradient, owned or not."""
+        for parameter in self.module.model.parameters():
+            parameter.grad = None
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Whatever happens inside, bit for bit the same afterwards: weights, gradients, buffers, `requires_grad`,
+        training flags, the optimiser's groups, the module's progress, PyTorch's random state.
+
+        Costs a copy of the weights. The optimiser must not be stepped inside.
+        """
+        model, module = self.module.model, self.module
+        tensors = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+        parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+        modes = [(m, m.training) for m in module.modules()]
+        rates = [(group, {k: v for k, v in group.items() if k != "params"}) for group in self.optimizer.param_groups]
+        kept = (module.progress, module.activity, module.balance.norms, module.balance.squares, model.use_flow_bridge)
+        self.clear_gradients()
+        with _random_state():
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    for tensor, before in tensors:
+                        tensor.copy_(before)
+                for parameter, gradient, learns in parameters:
+                    parameter.requires_grad_(learns)
+                    parameter.grad = gradient
+                for part, training in modes:
+                    part.training = training
+                for group, values in rates:
+                    group.update(values)
+                module.progress, module.activity, norms, squares, model.use_flow_bridge = kept
+                module.balance.norms, module.balance.squares = norms, squares
+                module.parts, module.losses = [], {}
+
+
+def shortest_trials(prepared: Prepared, count: int) -> tuple[int, ...]:
+    """Places of the `count` shortest training trials that have labels; their lengths differ where the data allow."""
+    trials = prepared.trial_set.trials
+    ordered = sorted(prepared.train_indices, key=lambda i: (not trials[i].labels, trials[i].num_steps, i))
+    lengths: set[int] = set()
+    first: list[int] = []
+    rest: list[int] = []
+    for i in ordered:
+        (rest if trials[i].num_steps in lengths else first).append(i)
+        lengths.add(trials[i].num_steps)
+    return tuple((first + rest)[:count])
+
+
+def excerpts(prepared: Prepared, whole: Batch) -> Batch:
+    """The first bins (or samples) of each trial, a few frames less of each further one, and as many labels as fit."""
+    lengths, label_lengths = [], []
+    for row, (length, num_labels) in enumerate(
+        zip(whole.lengths_B.tolist(), whole.label_lengths_B.tolist(), strict=True)
+    ):
+        frames = max(EXCERPT_FRAMES - 2 * row, 2)
+        cut = bisect.bisect_left(range(length), frames, key=lambda n: shortest_frames(prepared, n))
+        labels = whole.labels_BU[row, :num_labels].tolist()
+        fitting = [u for u in range(EXCERPT_LABELS + 1) if 2 * ctc_frames_needed(labels[:u]) <= frames]
+        lengths.append(cut)
+        label_lengths.append(min(num_labels, fitting[-1]))
+    return replace(
+        whole,
+        signal=_cut(whole.signal, lengths),
+        lengths_B=torch.tensor(lengths),
+        labels_BU=_cut(whole.labels_BU, label_lengths),
+        label_lengths_B=torch.tensor(label_lengths),
+    )
+
+
+def shortest_frames(prepared: Prepared, num_steps: int, training: bool = True) -> int:
+    """The fewest frames that a trial of `num_steps` bins or samples can come out with."""
+    return prepared.model.output_lengths(prepared.pipeline.shortest_length(num_steps, training))
+
+
+def _cut(values_BT: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Rows cut to their lengths, zeros behind."""
+    cut = torch.zeros_like(values_BT[:, : max(lengths)])
+    for row, values, length in zip(cut, values_BT, lengths, strict=True):
+        row[:length] = values[:length]
+    return cut
+
+
+def _moments(module: DecoderTraining) -> tuple[Moment, ...]:
+    curriculum, found = module.curriculum, []
+    trained: set[str] = set()
+    on = curriculum.rnnt_warmup_steps + curriculum.rnnt_ramp_steps
+    rnnt_steps, first_step = 0, 0
+    for index, stage in enumerate(curriculum.stages):
+        weighs_transducer = stage.config.loss_weights.rnnt > 0
+        for steps in (0, on) if weighs_transducer and not rnnt_steps and curriculum.rnnt_warmup_steps else (on,):
+            position = StagePosition(index, first_step, steps if weighs_transducer else rnnt_steps)
+            activity = curriculum.activity(position)
+            found.append(Moment(position, tuple(sorted(trained)), stage.name, activity))
+            trained |= activity.rates.keys()
+        rnnt_steps = on if weighs_transducer else rnnt_steps
+        first_step += stage.steps
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def _random_state() -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        yield

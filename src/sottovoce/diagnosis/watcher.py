@@ -1,0 +1,105 @@
+"""What looks on while a run trains: the preflight's findings, the monitor, and a capsule of every bad step."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sottovoce.core.errors import CheckpointError
+from sottovoce.core.findings import Finding
+from sottovoce.diagnosis.capsule import FOLDER, capsules_of, write_capsule
+from sottovoce.diagnosis.causes import found
+from sottovoce.diagnosis.monitor import RunMonitor
+from sottovoce.training.guard import Verdict
+from sottovoce.training.module import DecoderTraining
+from sottovoce.training.preparation import Prepared
+from sottovoce.training.watch import NoWatch, StepView, Watch
+
+
+class CapsuleWriter(NoWatch):
+    """Keeps bad steps, at most `training.guard.num_capsules`, of as many different causes as it can."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kept: dict[int, str] = {}
+        """Cause of each capsule by step; the same in every process."""
+        self._run_dir = Path()
+        self._bfloat16 = False
+
+    def begin(self, run_dir: Path, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
+        """See which capsules a run that continues has."""
+        self._run_dir = run_dir
+        self._bfloat16 = module.trainer.precision == "bf16-mixed"
+        self.kept = module.broadcast(capsules_of(run_dir) if module.global_rank == 0 else {})
+        return ()
+
+    def after_step(self, view: StepView) -> Iterable[Finding]:
+        """Write the capsule of a bad step, if there is room for it."""
+        if not view.verdict.skipped or not self._make_room(view):
+            return ()
+        try:
+            write_capsule(self._run_dir, view, self._bfloat16)
+        except CheckpointError as error:
+            return (found("capsule_not_written", f"Step {view.step}: {error}.", "guard", step=view.step),)
+        self.kept[view.step] = str(view.verdict.cause)
+        return ()
+
+    def _make_room(self, view: StepView) -> bool:
+        """Room for one more: free, or that of the last capsule of a cause that several have."""
+        if len(self.kept) < self.most or view.step in self.kept:
+            return True
+        counts = Counter(self.kept.values())
+        spare = [step for step, cause in self.kept.items() if counts[cause] > 1]
+        if not spare or view.verdict.cause in counts:
+            return False
+        del self.kept[max(spare)]
+        if view.module.global_rank == 0:
+            shutil.rmtree(self._run_dir / FOLDER / str(max(spare)))
+        return True
+
+
+class RunWatch:
+    """Several watches as one, and what the preflight has found as the run's first events."""
+
+    def __init__(
+        self, prepared: Prepared, preflight_findings: Iterable[Finding] = (), others: Sequence[Watch] = ()
+    ) -> None:
+        self._preflight = tuple(preflight_findings)
+        self.capsules = CapsuleWriter(prepared.config.training.guard.num_capsules)
+        self.watches: tuple[Watch, ...] = (self.capsules, RunMonitor(prepared), *others)
+
+    def begin(self, run_dir: Path, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
+        """The preflight's findings, then those of every watch."""
+        return (*self._preflight, *(f for watch in self.watches for f in watch.begin(run_dir, module, optimizer)))
+
+    def before_update(self, module: DecoderTraining, verdict: Verdict) -> None:
+        """Hand on."""
+        for watch in self.watches:
+            watch.before_update(module, verdict)
+
+    def after_step(self, view: StepView) -> Iterable[Finding]:
+        """Of every watch."""
+        return [finding for watch in self.watches for finding in watch.after_step(view)]
+
+    def validated(self, step: int, values: Mapping[str, float]) -> Iterable[Finding]:
+        """Of every watch."""
+        return [finding for watch in self.watches for finding in watch.validated(step, values)]
+
+    def finished(self, step: int) -> Iterable[Finding]:
+        """Of every watch."""
+        return [finding for watch in self.watches for finding in watch.finished(step)]
+
+    def state(self) -> dict[str, Any]:
+        """Of every watch that remembers something, by its name."""
+        return {type(watch).__name__: state for watch in self.watches if (state := watch.state())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave; a watch that was not there then starts afresh."""
+        for watch in self.watches:
+            if (name := type(watch).__name__) in state:
+                watch.restore(state[name])

@@ -1,0 +1,127 @@
+"""What the guard is told, what it decides, and what it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sottovoce.core.errors import ConfigurationError
+
+Action = Literal["step", "clip", "skip", "roll_back"]
+Cause = Literal[
+    "nonfinite_loss", "zero_loss", "nonfinite_gradient", "gradient_spike", "stale_optimizer", "poisoned_weights"
+]
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What the guard does beyond `training.max_grad_norm` and `training.max_bad_steps`."""
+
+    clip_above_median: float = 0.0
+    """Clip to this multiple of the running median of the norms too (icefall: 2); 0 switches it off."""
+    skip_above_median: float = 0.0
+    """Skip a step whose norm exceeds this multiple of the running median; 0 switches it off."""
+    max_bad_share: float = 0.2
+    """This share of skipped steps among the last 200 ends the run; 1 switches it off."""
+    num_capsules: int = 5
+    """At most this many bad steps are kept as `capsules/STEP/`, each as large as a checkpoint; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("clip_above_median", "skip_above_median"):
+            value = getattr(self, name)
+            if value and value <= 1:
+                raise ConfigurationError(
+                    f"training.guard.{name}={value}: must be above 1, or 0 to switch it off; half of all steps lie "
+                    "above the median"
+                )
+        if not 0 < self.max_bad_share <= 1:
+            raise ConfigurationError(f"training.guard.max_bad_share={self.max_bad_share}: must lie in (0, 1]")
+        if self.num_capsules < 0:
+            raise ConfigurationError(f"training.guard.num_capsules={self.num_capsules}: must be at least 0")
+
+
+@dataclass(frozen=True)
+class GradientSummary:
+    """What one parameter's gradient looked like."""
+
+    norm: float
+    """L2 norm of its finite entries."""
+    largest: float
+    """Largest magnitude among them."""
+    nonfinite: float
+    """Share of its entries that are not finite."""
+
+    @classmethod
+    def of(cls, gradient: torch.Tensor) -> GradientSummary:
+        """The summary of `gradient`; one transfer from the device."""
+        finite = gradient.isfinite()
+        kept = torch.where(finite, gradient, 0).double()
+        parts = torch.stack([torch.linalg.vector_norm(kept), kept.abs().max(), 1 - finite.double().mean()])
+        return cls(*parts.tolist())
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """Weights and moments of one moment, on the CPU."""
+
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, dict[str, torch.Tensor]]
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> KeptState:
+        """A copy of what they are now."""
+        weights = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+        moments = {
+            name: {key: value.detach().cpu().clone() for key, value in optimizer.state.get(p, {}).items()}
+            for name, p in parameters.items()
+        }
+        return cls(weights, moments, optimizer)
+
+    def put_back(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Give the parameters these weights, and their optimiser these moments."""
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(self.weights[name])
+                if moments := self.moments[name]:
+                    state = self.optimizer.state[parameter]
+                    for key, value in moments.items():
+                        state[key].copy_(value)
+                else:
+                    self.optimizer.state.pop(parameter, None)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the guard decided about one step."""
+
+    gradient_norm: float
+    """L2 norm over all gradients of the optimiser before clipping; NaN or infinite in a bad step."""
+    action: Action = "step"
+    cause: Cause | None = None
+    """Why the step was skipped or undone; None for one that may be taken."""
+    evidence: str = ""
+    """The utterances whose loss, or the parameters whose gradient, was not finite, or the norm and its limit."""
+    group_norms: Mapping[str, float] = field(default_factory=dict)
+    """The norm's parts by group of parameters."""
+    limit: float = math.inf
+    """The norm that the step was clipped to, or would have been."""
+    gradients: Mapping[str, GradientSummary] = field(default_factory=dict)
+    """What the gradients of a skipped step looked like before they were dropped, by parameter."""
+    lost: KeptState | None = None
+    """The weights and moments that a roll-back has undone."""
+
+    @property
+    def skipped(self) -> bool:
+        """True when the gradients were dropped."""
+        return self.action in ("skip", "roll_back")
+
+    @property
+    def clipped(self) -> bool:
+        """True when the gradients were scaled down."""
+        return self.action == "clip"

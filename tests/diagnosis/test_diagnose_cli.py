@@ -1,0 +1,58 @@
+"""`sottovoce diagnose`: its exit codes, its JSON, its one line where there is nothing to diagnose."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sottovoce.cli.main import main
+from tests.diagnosis.bad_runs import bad_run, first_capsule, long_labels
+
+PROMISED = {"code", "severity", "step", "evidence", "explanation", "fix"}
+
+
+@pytest.fixture(scope="module")
+def capsule(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return first_capsule(bad_run(tiny_t15, tmp_path_factory.mktemp("runs"), long_labels))
+
+
+def test_replay_as_json(capsule: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", str(capsule), "--replay", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["healthy"] is False
+    assert said["findings"][0].keys() >= PROMISED
+    assert said["findings"][0]["code"] == "ctc_infeasible"
+    assert said["replays"][0]["exact"] is True
+    assert said["replays"][0]["terms"] == ["ctc"]
+
+
+def test_without_replay_the_guard_is_quoted(capsule: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", str(capsule)]) == 1
+    assert "nonfinite_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["missing", "file", "empty", "half-written", "damaged weights", "other model"])
+def test_what_cannot_be_diagnosed_is_said_in_one_line(
+    what: str, capsule: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "it"
+    if what == "file":
+        path.write_text("x")
+    elif what == "empty":
+        path.mkdir()
+    elif what != "missing":
+        shutil.copytree(capsule, path)
+        before = path / "before"
+        index = before / "checkpoint.json"
+        if what == "half-written":
+            index.unlink()
+        elif what == "damaged weights":
+            next(before.glob("model-*")).write_bytes(b"no tensors")
+        else:
+            index.write_text(index.read_text().replace('"units": 16', '"units": 8'))
+    assert main(["diagnose", str(path), "--replay"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert str(path) in printed.err

@@ -1,0 +1,108 @@
+"""The linter: shipped recipes are silent, and each interaction is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sottovoce.core.findings import Finding
+from sottovoce.diagnosis.linter import lint
+from sottovoce.training import optimizer as optimizer_module
+from sottovoce.training.composition import compose_config, recipe_names
+from sottovoce.training.preparation import Prepared, prepare
+from tests.training.small_runs import overrides
+
+
+def _lint(*settings: str) -> list[Finding]:
+    return lint(compose_config([*settings, "data.data_root=data"]))
+
+
+def _loud(findings: list[Finding]) -> set[str]:
+    return {finding.code for finding in findings if finding.severity != "note"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(compose_config(overrides(tiny_t15, tmp_path_factory.mktemp("runs"), "lint")))
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_shipped_recipes_are_silent(recipe: str) -> None:
+    assert _loud(_lint(f"recipe={recipe}")) == set()
+
+
+def test_a_small_healthy_run_is_silent(prepared: Prepared) -> None:
+    assert _loud(lint(prepared.config, prepared)) == set()
+
+
+def test_the_official_epsilon_is_a_note_and_says_its_regime() -> None:
+    (finding,) = [f for f in _lint("recipe=t15_gru") if f.code == "adam_eps_regime"]
+    assert finding.severity == "note"
+    assert "0.05" in finding.evidence
+    assert finding.source == "linter"
+
+
+def test_epsilon_times_root_n_is_printed_where_the_model_is_there(prepared: Prepared) -> None:
+    training = prepared.config.training
+    config = replace(prepared.config, training=replace(training, optimizer=replace(training.optimizer, eps=0.1)))
+    (finding,) = [f for f in lint(config, prepared) if f.code == "adam_eps_regime"]
+    scalars = sum(p.numel() for p in prepared.model.parameters())
+    assert f"ε·√N = {0.1 * scalars**0.5:.3g} for {scalars:,} numbers" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        (("recipe=t15_gru", "training.steps=300", "training.scheduler.max_steps=null",
+          "training.scheduler.warmup_steps=30", "training.log_every_steps=10"), "adam_eps_regime"),
+        (("recipe=demo", "training.optimizer.eps=0.1", "training.optimizer.lr=0.001"), "adam_eps_regime"),
+        (("recipe=t15_gru", "training.max_grad_norm=0.5"), "clipped_to_standstill"),
+        (("recipe=demo", "training.optimizer.lr=0.12"), "effective_step"),
+        (("recipe=demo", "training.scheduler.max_steps=100000"), "schedule_length"),
+        (("recipe=demo", "training.scheduler.max_steps=120"), "schedule_length"),
+        (("recipe=demo", "training.scheduler.warmup_steps=600"), "schedule_length"),
+        (("recipe=demo", "training.log_every_steps=1000"), "per_epoch_counter"),
+        (("recipe=demo", "training.rnnt_warmup_batches=7"), "unread_config_key"),
+        (("recipe=demo", "model.session_adapter=null", "training.optimizer.session_lr=0.01"), "unread_config_key"),
+        (("recipe=demo", "evaluation.max_symbols_per_frame=9"), "unread_config_key"),
+        (("recipe=demo", "augmentation.time_mask.max_width=3"), "unread_config_key"),
+        (("recipe=demo", "training.scheduler.name=constant", "training.scheduler.max_steps=400",
+          "training.scheduler.min_lr_ratio=0.02"), "unread_config_key"),
+    ],
+)  # fmt: skip
+def test_an_interaction_is_named(settings: tuple[str, ...], code: str) -> None:
+    assert code in _loud(_lint(*settings))
+
+
+def test_a_transducer_that_never_joins() -> None:
+    found = _lint("recipe=mode_ssm_small", "training.rnnt_warmup_batches=5000")
+    assert "per_epoch_counter" in _loud(found)
+
+
+def test_selection_on_the_test_split(prepared: Prepared) -> None:
+    trials = prepared.trial_set.trials
+    original = [trials[i] for i in prepared.val_indices]
+    moved = tuple(replace(trial, split="test") if trial in original else trial for trial in trials)
+    prepared.trial_set.trials = moved
+    try:
+        assert "selection_on_test" in _loud(lint(prepared.config, prepared))
+    finally:
+        prepared.trial_set.trials = trials
+
+
+def test_a_metric_that_needs_texts_the_data_do_not_have(prepared: Prepared) -> None:
+    trials = prepared.trial_set.trials
+    config = replace(prepared.config, training=replace(prepared.config.training, selection_metric="wer"))
+    prepared.trial_set.trials = tuple(replace(trial, text=None) for trial in trials)
+    try:
+        assert "metric_missing" in _loud(lint(config, prepared))
+    finally:
+        prepared.trial_set.trials = trials
+    assert "metric_missing" not in _loud(lint(config, prepared))
+
+
+def test_the_groups_of_the_real_optimizer_are_looked_at(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer_module, "group_of", lambda name: "other")
+    assert "weight_decay_on_biases" in _loud(lint(prepared.config, prepared))

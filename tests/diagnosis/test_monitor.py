@@ -1,0 +1,512 @@
+"""The run monitor: silent on healthy runs, and the cause of each injected fault by name."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sottovoce.core.errors import TrainingAborted
+from sottovoce.core.findings import Finding
+from sottovoce.core.records import read_json_lines
+from sottovoce.data.collation import StepParts
+from sottovoce.diagnosis.input_blind_floor import input_blind_floor
+from sottovoce.diagnosis.monitor import RunMonitor
+from sottovoce.diagnosis.monitor_blank import Blanks
+from sottovoce.diagnosis.monitor_events import Draws, Events
+from sottovoce.diagnosis.monitor_pace import Pace
+from sottovoce.diagnosis.monitor_plan import Plan, Seen, recall, remembered
+from sottovoce.diagnosis.monitor_sample import Sample
+from sottovoce.diagnosis.monitor_updates import Norms, Updates
+from sottovoce.diagnosis.monitor_validation import Validations
+from sottovoce.losses.ctc import ctc_loss
+from sottovoce.training import module as module_page
+from sottovoce.training import terms as terms_page
+from sottovoce.training.composition import compose_config
+from sottovoce.training.guard import GradientGuard, Verdict
+from sottovoce.training.loop import RunLoop
+from sottovoce.training.module import DecoderTraining
+from sottovoce.training.preparation import Prepared, prepare
+from sottovoce.training.run import resume, start
+from sottovoce.training.stages import Activity, StagePosition
+from sottovoce.training.watch import StepView
+from tests.training.small_runs import overrides
+
+CTC = "components: [preprocessor, encoder, ctc_decoder], loss_weights: {ctc: 1.0}"
+JOINT = "components: [preprocessor, encoder, ctc_decoder, rnnt_decoder], loss_weights: {ctc: 0.3, rnnt: 1.0}"
+CURRICULUM = (
+    "model.transducer={embedding_size: 8, units: 16, layers: 1, joint_size: 16}",
+    "training.steps=null",
+    f"training.stages=[{{name: ctc, steps: 8, {CTC}}}, {{name: joint, steps: 12, {JOINT}}}]",
+    "training.rnnt_warmup_batches=4",
+    "training.rnnt_ramp_steps=2",
+)
+
+
+def _prepare(data: Path, runs: Path, *more: str) -> Prepared:
+    return prepare(compose_config(overrides(data, runs, "run", *more)))
+
+
+def _watched(data: Path, runs: Path, *more: str) -> list[dict[str, Any]]:
+    """The events of a run with a monitor, those with a severity."""
+    prepared = _prepare(data, runs, *more)
+    with contextlib.suppress(TrainingAborted):
+        start(prepared, RunMonitor(prepared))
+    return [e for e in read_json_lines(runs / "run" / "events.jsonl") if "severity" in e]
+
+
+def _codes(events: list[dict[str, Any]]) -> list[str]:
+    return [event["event"] for event in events if event["severity"] != "note"]
+
+
+# ── whole runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_healthy_run_is_silent(tiny_t15: Path, tmp_path: Path, seed: int) -> None:
+    assert _watched(tiny_t15, tmp_path, f"seed={seed}", "training.steps=40") == []
+
+
+def test_a_healthy_curriculum_is_silent(tiny_t15: Path, tmp_path: Path) -> None:
+    assert _watched(tiny_t15, tmp_path, *CURRICULUM) == []
+
+
+def test_a_resumed_run_is_silent_and_remembers(tiny_t15: Path, tmp_path: Path) -> None:
+    prepared = _prepare(tiny_t15, tmp_path, "training.steps=12")
+    monitor = RunMonitor(prepared)
+    original = monitor.after_step
+
+    def stop_at_seven(view: StepView) -> Iterator[Finding]:
+        yield from original(view)
+        if view.step == 7:
+            raise KeyboardInterrupt
+
+    monitor.after_step = stop_at_seven  # type: ignore[method-assign]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        start(prepared, monitor)
+    again = RunMonitor(_prepare(tiny_t15, tmp_path, "training.steps=12"))
+    resume(tmp_path / "run", watch=again)
+    events = read_json_lines(tmp_path / "run" / "events.jsonl")
+    assert [e for e in events if "severity" in e] == []
+    assert again.moments.step == 12
+    json.dumps(again.state())
+
+
+def test_lost_moments_at_a_resume_are_incomplete(tiny_t15: Path, tmp_path: Path) -> None:
+    prepared = _prepare(tiny_t15, tmp_path)
+    monitor = RunMonitor(prepared)
+    start(prepared, monitor)
+    fresh = RunMonitor(_prepare(tiny_t15, tmp_path))
+    fresh.restore(json.loads(json.dumps(monitor.state())))
+    loop = RunLoop(_prepare(tiny_t15, tmp_path), tmp_path)
+    optimizer = loop.module.configure_optimizers()
+    assert [f.code for f in fresh.begin(tmp_path, loop.module, optimizer)] == ["incomplete_resume"]
+
+
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+def _at_step(step: int, act: Callable[[DecoderTraining, torch.optim.Optimizer], None]) -> Fault:
+    """Do something to the run at the beginning of the step after `step`."""
+
+    def inject(patch: pytest.MonkeyPatch) -> None:
+        original = DecoderTraining.enter_step
+
+        def enter(self: DecoderTraining) -> None:
+            original(self)
+            if self.progress.step == step:
+                act(self, self.optimizers().optimizer)  # type: ignore[union-attr]
+
+        patch.setattr(DecoderTraining, "enter_step", enter)
+
+    return inject
+
+
+def _forget_moments(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state.clear()
+
+
+def _drop_the_head(patch: pytest.MonkeyPatch) -> None:
+    original = module_page.build_optimizer
+
+    def build(model: torch.nn.Module, *rest: Any, **more: Any) -> torch.optim.Optimizer:
+        optimizer = original(model, *rest, **more)
+        head = {id(p) for name, p in model.named_parameters() if name.startswith("head.")}
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in head]
+        return optimizer
+
+    patch.setattr(module_page, "build_optimizer", build)
+
+
+def _flat_schedule(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module_page, "learning_rate_factor", lambda *_: 1.0)
+
+
+def _clip_scaled(patch: pytest.MonkeyPatch) -> None:
+    original = GradientGuard.inspect
+
+    def inspect(self: GradientGuard, parameters: Any, *rest: Any, **more: Any) -> Verdict:
+        gradients = [p.grad for p in parameters.values() if p.grad is not None]
+        torch._foreach_mul_(gradients, 65536.0)
+        return original(self, parameters, *rest, **more)
+
+    patch.setattr(GradientGuard, "inspect", inspect)
+
+
+def _unscale_late(patch: pytest.MonkeyPatch) -> None:
+    original = GradientGuard.inspect
+
+    def inspect(self: GradientGuard, parameters: Any, *rest: Any, **more: Any) -> Verdict:
+        gradients = [p.grad for p in parameters.values() if p.grad is not None]
+        torch._foreach_mul_(gradients, 65536.0)
+        verdict = original(self, parameters, *rest, **more)
+        torch._foreach_mul_(gradients, 1 / 65536.0)
+        return verdict
+
+    patch.setattr(GradientGuard, "inspect", inspect)
+
+
+def _swallow(patch: pytest.MonkeyPatch) -> None:
+    counter = itertools.count()
+
+    def loss(logits_BSV: torch.Tensor, *rest: Any) -> torch.Tensor:
+        nats_B = ctc_loss(logits_BSV, *rest)
+        return nats_B * 0 if next(counter) % 9 == 8 else nats_B
+
+    patch.setattr(terms_page, "ctc_loss", loss)
+
+
+def _constant(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(terms_page, "ctc_loss", lambda logits, *rest: ctc_loss(logits, *rest) * 0 + 3.5)
+
+
+def _small_batches(patch: pytest.MonkeyPatch) -> None:
+    original = StepParts.__getitem__
+
+    def item(self: StepParts, index: int) -> Any:
+        part = original(self, index)
+        if index % 5 != 4:
+            return part
+        b = part.batch
+        kept = replace(
+            b, signal=b.signal[:1], lengths_B=b.lengths_B[:1], labels_BU=b.labels_BU[:1],
+            label_lengths_B=b.label_lengths_B[:1], session_B=b.session_B[:1], trial_ids=b.trial_ids[:1],
+        )  # fmt: skip
+        return replace(part, positions=part.positions[:1], batch=kept)
+
+    patch.setattr(StepParts, "__getitem__", item)
+
+
+def _first_batches_again(patch: pytest.MonkeyPatch) -> None:
+    original = StepParts.__getitem__
+    patch.setattr(StepParts, "__getitem__", lambda self, index: original(self, index % 6))
+
+
+def _keep_bf16(patch: pytest.MonkeyPatch) -> None:
+    original = DecoderTraining.enter_step
+
+    def enter(self: DecoderTraining) -> None:
+        original(self)
+        optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        if not getattr(optimizer, "rounds", False):
+            optimizer.rounds = True
+            step = optimizer.step
+
+            def rounded(*args: Any, **kwargs: Any) -> Any:
+                value = step(*args, **kwargs)
+                with torch.no_grad():
+                    for p in self.model.parameters():
+                        p.copy_(p.bfloat16().float())
+                return value
+
+            optimizer.step = rounded
+
+    patch.setattr(DecoderTraining, "enter_step", enter)
+
+
+def _smoothed_choice(patch: pytest.MonkeyPatch) -> None:
+    values = iter([(0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0)])
+    patch.setattr(RunLoop, "_ranked", lambda self, found: next(values))
+    shown = iter([0.5, 0.6, 0.7, 0.8])
+    original = RunMonitor.validated
+    patch.setattr(
+        RunMonitor, "validated", lambda self, step, found: original(self, step, {**found, "val/per": next(shown)})
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "inject", "settings"),
+    [
+        ("optimizer_recreated", _at_step(8, _forget_moments), ()),
+        ("stale_optimizer", _drop_the_head, ()),
+        ("schedule_not_stepped", _flat_schedule, ()),
+        ("clip_before_unscale", _clip_scaled, ()),
+        ("clip_before_unscale", _unscale_late, ()),
+        ("swallowed_exception", _swallow, ("training.batch_size=4",)),
+        ("swallowed_exception", _constant, ()),
+        ("swallowed_exception", _small_batches, ()),
+        ("incomplete_resume", _first_batches_again, ()),
+        ("bf16_parameters", _keep_bf16, ("training.steps=40", "training.optimizer.lr=0.0001")),
+        ("moving_average_checkpoint", _smoothed_choice, ()),
+    ],
+)
+def test_a_fault_is_named_first(
+    tiny_t15: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    inject: Fault,
+    settings: tuple[str, ...],
+) -> None:
+    inject(monkeypatch)
+    assert _codes(_watched(tiny_t15, tmp_path, *settings))[:1] == [code]
+
+
+def test_a_transducer_that_runs_while_it_is_held_back(
+    tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module_page.compute_terms
+
+    def leaky(model: Any, batch: Any, encoded: Any, weights: Any, *rest: Any) -> Any:
+        terms = original(model, batch, encoded, {**weights, "rnnt": 1.0}, *rest)
+        hidden = terms.nats.pop("rnnt") if "rnnt" not in weights else 0.0
+        terms.nats["ctc"] = terms.nats["ctc"] + hidden
+        return terms
+
+    monkeypatch.setattr(module_page, "compute_terms", leaky)
+    monkeypatch.setattr(module_page, "check_owners", lambda *_: None)
+    assert "frozen_branch_leaks" in _codes(_watched(tiny_t15, tmp_path, *CURRICULUM))
+
+
+def test_a_transducer_that_never_joins(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StagePosition, "after_update", lambda self, stage: self)
+    assert _codes(_watched(tiny_t15, tmp_path, *CURRICULUM)) == ["per_epoch_counter"]
+
+
+def test_a_stage_that_ends_at_once(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = f"[{{name: ctc, steps: 8, patience: 2, {CTC}}}, {{name: joint, steps: 12, patience: 2, {JOINT}}}]"
+
+    def next_stage(self: StagePosition, step: int) -> StagePosition:
+        return replace(self, index=self.index + 1, first_step=step, best=(0.0, 0.0), waited=1)
+
+    monkeypatch.setattr(StagePosition, "next_stage", next_stage)
+    settings = (*CURRICULUM, f"training.stages={stages}", "training.validate_every_steps=2")
+    assert "stage_one_epoch" in _codes(_watched(tiny_t15, tmp_path, *settings, "training.rnnt_warmup_batches=0"))
+
+
+# ── single detectors, driven by numbers ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def module_and_plan(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DecoderTraining, Plan]:
+    prepared = _prepare(
+        tiny_t15, tmp_path_factory.mktemp("plan"), "training.steps=300", "training.scheduler.warmup_steps=30"
+    )
+    loop = RunLoop(prepared, Path("nowhere"))
+    return loop.module, Plan.of(prepared, 100.0)
+
+
+def _seen(
+    module: DecoderTraining, step: int, norm: float = 5.0, sample: Sample | None = None, **metrics: float
+) -> Seen:
+    rate = metrics.pop("rate", 1.0)
+    wait = metrics.pop("wait", None)
+    verdict = Verdict(norm, "clip" if norm > 10 else "step", limit=10.0)
+    named = {name.replace("__", "/"): value for name, value in metrics.items()}
+    optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate, "peak_lr": 1.0}], lr=rate)
+    view = StepView(step, verdict, named, {}, module, optimizer, "train")
+    return Seen(view, Activity({"ctc": 1.0}, {"encoder": 1.0}), step - 1, sample, wait)
+
+
+def _sample(step: int, ratio: float = 0.005, **facts: Any) -> Sample:
+    return Sample(step, {"encoder": ratio}, {"encoder": True}, **facts)
+
+
+def _drive(detector: Any, seen: Iterator[Seen]) -> list[Finding]:
+    return [finding for one in seen for finding in detector.look(one)]
+
+
+def _blank_run(
+    module: DecoderTraining, loss: Callable[[int], float], blank: Callable[[int], float], **facts: Any
+) -> Iterator[Seen]:
+    for step in range(1, 301):
+        metrics = {"train__ctc_loss": loss(step), "train__blank_fraction": blank(step)}
+        yield _seen(module, step, sample=_sample(step, **facts) if step % 10 == 0 else None, **metrics)
+
+
+def test_a_plateau_with_a_falling_loss_is_a_note(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    found = _drive(Blanks(plan), _blank_run(module, lambda s: 70 * math.exp(-s / 300), lambda s: 0.99))
+    assert [(f.code, f.severity) for f in found] == [("blank_plateau", "note")]
+
+
+def test_blanks_at_the_floor_are_a_collapse(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    (found,) = _drive(Blanks(plan), _blank_run(module, lambda s: 99.0 + (s % 3), lambda s: 1.0))
+    assert (found.code, found.severity) == ("blank_collapse", "error")
+    assert found.step is not None and found.step < 200
+
+
+def test_a_flat_loss_below_the_floor_with_a_large_epsilon_points_to_it(
+    module_and_plan: tuple[DecoderTraining, Plan],
+) -> None:
+    module, plan = module_and_plan
+    seen = _blank_run(module, lambda s: 60.0 + (s % 3), lambda s: 1.0, ratio=1e-5, sensitivity=0.95)
+    found = sorted(_drive(Blanks(plan), seen), key=lambda f: -f.support)
+    assert [f.code for f in found] == ["adam_eps_regime", "blank_collapse"]
+
+
+def test_a_relapse_is_a_collapse(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    seen = _blank_run(module, lambda s: 80 - s / 4 if s < 180 else 75.0, lambda s: 0.6 if 60 < s < 180 else 0.99)
+    found = [f for f in _drive(Blanks(plan), seen) if f.severity != "note"]
+    assert [f.code for f in found] == ["blank_collapse"]
+    assert "relapse" in found[0].evidence
+
+
+def test_spikes_and_large_updates(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    calm = (_seen(module, s, norm=5.0 + s % 3) for s in range(1, 200))
+    assert _drive(Norms(plan), calm) == []
+    spiky = (_seen(module, s, norm=500.0 if s in (100, 120, 140) else 5.0) for s in range(1, 200))
+    assert "gradient_spike" in [f.code for f in _drive(Norms(plan), spiky)]
+
+    def far(loss: float) -> Iterator[Seen]:
+        return (_seen(module, s, sample=_sample(s, ratio=0.1), train__ctc_loss=loss) for s in range(1, 150))
+
+    assert [f.code for f in _drive(Updates(plan), far(110.0))] == ["learning_rate_too_high"]
+    assert _drive(Updates(plan), far(40.0)) == []  # large steps that work are no fault
+
+
+def test_one_giant_gradient_stays_in_the_second_moment(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+
+    def seen(first: float) -> Iterator[Seen]:
+        for step in range(1, 200):
+            one = _seen(module, step, norm=first if step == 5 else 1.0)
+            yield replace(one, view=replace(one.view, verdict=replace(one.view.verdict, action="step")))
+
+    assert "second_moment_memory" in [f.code for f in _drive(Norms(plan), seen(3000.0))]
+    assert _drive(Norms(plan), seen(10.0)) == []
+
+
+def test_a_tight_clip_matters_only_where_steps_have_a_scale(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    clipped = [_seen(module, s, norm=500.0, sample=_sample(s, sensitivity=0.0)) for s in range(1, 100)]
+    assert _drive(Updates(plan), iter(clipped)) == []
+    stuck = [_seen(module, s, norm=500.0, sample=_sample(s, 1e-6, sensitivity=1.0)) for s in range(1, 100)]
+    assert [f.code for f in _drive(Updates(plan), iter(stuck))] == ["clipped_to_standstill"]
+
+
+def test_a_dominating_parameter(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    facts = {"largest": ("head.weight", 0.999), "group_norms": {"encoder": 1.0, "ctc_decoder": 30.0}}
+    seen = (_seen(module, s, sample=_sample(s, **facts)) for s in range(1, 20))
+    assert [f.code for f in _drive(Updates(plan), seen)] == ["dominating_parameter"]
+
+
+def test_waiting_for_data_and_slowing_down(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    waits = (_seen(module, s, wait=0.3, train__step_seconds=0.05) for s in range(1, 60))
+    assert [f.code for f in _drive(Pace(plan), waits)] == ["data_starvation"]
+    slows = (_seen(module, s, wait=0.0, train__step_seconds=0.05 if s < 40 else 0.5) for s in range(1, 90))
+    assert [f.code for f in _drive(Pace(plan), slows)] == ["throughput_drop"]
+    noisy = (_seen(module, s, wait=0.01, train__step_seconds=0.05 * (1 + s % 3)) for s in range(1, 90))
+    assert _drive(Pace(plan), noisy) == []
+
+
+def _validations(
+    module: DecoderTraining, plan: Plan, rates: list[float], losses: list[float], val: list[float], rate: float
+) -> list[str]:
+    detector, found = Validations(replace(plan, num_val_labels=2000)), []
+    module.progress.best_by, module.progress.best = "", None
+    for number, (per, loss, val_loss) in enumerate(zip(rates, losses, val, strict=True), start=1):
+        step = 10 * number
+        found += _drive(detector, iter([_seen(module, step, train__ctc_loss=loss, rate=rate)]))
+        found += list(detector.validated(step, {"val/per": per, "val/loss": val_loss}))
+        if module.progress.best is None or per < module.progress.best[0]:
+            module.progress.best, module.progress.best_step = [per, 0.0], step
+    return [finding.code for finding in found]
+
+
+def test_worse_with_a_high_rate_and_worse_by_heart(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    worse = [0.5, 0.3, 0.36, 0.4, 0.45]
+    assert _validations(module, plan, worse, [60, 40, 38, 37, 36], [60, 42, 44, 45, 46], 1.0) == [
+        "schedule_degradation"
+    ]
+    assert _validations(module, plan, worse, [60, 30, 10, 5, 2], [60, 42, 50, 60, 70], 1.0) == ["overfitting"]
+    assert (
+        _validations(module, plan, [0.5, 0.3, 0.31, 0.305, 0.31], [60, 40, 39, 38, 37], [60, 42, 42, 42, 42], 1.0) == []
+    )
+
+
+def test_a_metric_that_is_not_there(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    _, plan = module_and_plan
+    (found,) = Validations(plan).validated(5, {"val/loss": 3.0})
+    assert found.code == "metric_missing"
+
+
+def test_speakers_and_sessions_drawn(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    _, plan = module_and_plan
+    speakers = itertools.cycle(["F02", "M08"])
+    two = {name: replace(trial, speaker=next(speakers)) for name, trial in plan.trials.items()}
+    draws = Draws(replace(plan, trials=two), steps=60, speakers=["F02"])
+    draws.draws = dict.fromkeys({trial.session for trial in two.values()}, 100)
+    assert [f.code for f in draws.judge(60)] == ["single_speaker_audio"]
+    first, second = sorted({trial.session for trial in plan.trials.values()})
+    uneven = Draws(plan, steps=60, draws={first: 900, second: 100})
+    assert [f.code for f in uneven.judge(60)] == ["session_imbalance"]
+    assert list(Draws(plan, steps=60, draws={first: 500, second: 480}).judge(60)) == []
+
+
+def test_a_validation_that_does_not_come(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    found = _drive(Events(plan), (_seen(module, s) for s in range(1, 20)))
+    assert [f.code for f in found] == ["per_epoch_counter"]
+
+
+def test_what_a_detector_remembers_survives_json(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    seen = list(_blank_run(module, lambda s: 99.0 + (s % 3), lambda s: 1.0))
+    whole = _drive(Blanks(plan), iter(seen))
+    first, second = Blanks(plan), Blanks(plan)
+    found = _drive(first, iter(seen[:120]))
+    recall(second, json.loads(json.dumps(remembered(first))))
+    assert found + _drive(second, iter(seen[120:])) == whole
+
+
+# ── the floor ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_floor_of_two_single_labels_is_a_coin() -> None:
+    assert input_blind_floor([[1], [2]], [1, 1], 3) == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_the_floor_is_a_minimum_over_constant_logits() -> None:
+    generator = torch.Generator().manual_seed(1)
+    targets = [torch.randint(1, 6, (4,), generator=generator).tolist() for _ in range(20)]
+    floor = input_blind_floor(targets, [12] * 20, 6)
+    labels, lengths = torch.tensor(targets), torch.full((20,), 12)
+    for _ in range(50):
+        z_V = torch.randn(6, generator=generator)
+        nats = ctc_loss(z_V.expand(20, 12, 6), labels, lengths, torch.full((20,), 4)).mean()
+        assert float(nats) >= floor - 1e-4
+
+
+def test_the_floor_takes_less_than_a_second() -> None:
+    generator = torch.Generator().manual_seed(1)
+    targets = [torch.randint(1, 41, (25,), generator=generator).tolist() for _ in range(200)]
+    began = time.process_time()
+    input_blind_floor(targets, [100] * 200, 41)
+    assert time.process_time() - began < 2.0

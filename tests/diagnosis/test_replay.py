@@ -1,0 +1,116 @@
+"""A bad step comes back from its capsule, and its cause is named."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from sottovoce.diagnosis.replay import Replayed, replay, summary
+from sottovoce.training import terms
+from sottovoce.training.loop import RunLoop
+from sottovoce.training.preparation import Prepared
+from tests.diagnosis.bad_runs import (
+    Injection,
+    bad_run,
+    first_capsule,
+    foreign_code,
+    long_labels,
+    lost_weights,
+    spoilt_signal,
+)
+
+
+def replayed(data: Path, runs: Path, inject: Injection, *more: str) -> Replayed:
+    return replay(first_capsule(bad_run(data, runs, inject, *more)))
+
+
+def nothing(prepared: Prepared, loop: RunLoop) -> None:
+    """No injection beside the patched program."""
+
+
+def test_an_infeasible_target_comes_back_bit_for_bit(tiny_t15: Path, tmp_path: Path) -> None:
+    bad: list[str] = []
+    found = replayed(tiny_t15, tmp_path, lambda p, r: bad.append(long_labels(p, r)), "augmentation.white_noise_std=0.5")
+    assert found.reproduced
+    assert found.exact
+    assert found.isolation.whole.gradients == found.capsule.verdict.gradients
+    (finding,) = found.findings
+    assert finding.code == "ctc_infeasible"
+    assert finding.step == found.capsule.step
+    assert bad[0] in finding.evidence
+    assert found.isolation.trials == (bad[0],)
+    assert found.isolation.terms == ("ctc",)
+    assert found.isolation.by_dtype == {"float32": True, "float64": True}
+    assert "comes back, bit for bit" in summary(found)
+
+
+def test_padded_labels(tiny_t15: Path, tmp_path: Path) -> None:
+    def inject(prepared: Prepared, loop: RunLoop) -> None:
+        from dataclasses import replace
+
+        trials = list(prepared.trial_set.trials)
+        i = prepared.train_indices[3]
+        trials[i] = replace(trials[i], labels=(*(trials[i].labels or ()), *([40] * 200)))
+        prepared.trial_set.trials = tuple(trials)
+
+    found = replayed(tiny_t15, tmp_path, inject)
+    assert [f.code for f in found.findings] == ["label_padding"]
+    assert "labels are all 40" in found.findings[0].evidence
+
+
+def test_a_signal_that_is_not_finite(tiny_t15: Path, tmp_path: Path) -> None:
+    found = replayed(tiny_t15, tmp_path, spoilt_signal)
+    assert found.exact
+    assert [f.code for f in found.findings] == ["nonfinite_features"]
+    assert len(found.isolation.trials) == 1
+    assert found.isolation.forward is not None
+
+
+def test_lost_weights_acquit_the_batch(tiny_t15: Path, tmp_path: Path) -> None:
+    found = replayed(tiny_t15, tmp_path, lost_weights)
+    assert [f.code for f in found.findings] == ["poisoned_weights"]
+    assert "head.bias" in found.findings[0].evidence
+    assert found.isolation.fresh is not None
+    assert not found.isolation.fresh.is_bad
+
+
+def test_half_precision_overflow(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = terms.ctc_loss
+    monkeypatch.setattr(terms, "ctc_loss", lambda logits, *rest: right((logits * 1e6).half(), *rest))
+    found = replayed(tiny_t15, tmp_path, nothing, "training.max_bad_steps=2")
+    assert [f.code for f in found.findings] == ["fp16_overflow"]
+    assert found.isolation.operation is not None
+    assert found.isolation.operation.dtype == torch.float16
+
+
+def test_infinities_in_a_lattice(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is finite, its gradient is not: padded frames hold only −∞."""
+    right = terms.ctc_loss
+
+    def ragged(logits: torch.Tensor, targets: torch.Tensor, frames: torch.Tensor, *rest: object) -> torch.Tensor:
+        valid = torch.arange(logits.shape[1]) < frames[:, None]
+        masked = logits + torch.zeros(valid.shape).masked_fill(~valid, -math.inf)[:, :, None]
+        total = torch.logaddexp(masked[..., 0], masked[..., 1])
+        return right(logits, targets, frames, *rest) + torch.where(valid, total, 0).sum(1) * 1e-3
+
+    monkeypatch.setattr(terms, "ctc_loss", ragged)
+    found = replayed(tiny_t15, tmp_path, nothing, "data.use_length_bucketing=false", "training.max_bad_steps=2")
+    assert found.capsule.verdict.cause == "nonfinite_gradient"
+    assert [f.code for f in found.findings] == ["infinite_padding"]
+    assert "out of infinities" in found.findings[0].evidence
+
+
+def test_what_no_capsule_can_hold_is_said_not_to_come_back(tiny_t15: Path, tmp_path: Path) -> None:
+    found = replayed(tiny_t15, tmp_path, foreign_code)
+    assert not found.reproduced
+    assert found.exact  # the losses are the same; the gradient was changed afterwards
+    assert [f.code for f in found.findings] == ["not_reproduced"]
+
+
+def test_replaying_leaves_the_caller_as_it_was(tiny_t15: Path, tmp_path: Path) -> None:
+    run_dir = bad_run(tiny_t15, tmp_path, long_labels)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    replay(first_capsule(run_dir))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads

@@ -1,0 +1,113 @@
+"""Reading a run directory: whole, running, killed; and one clear line for what is none."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sottovoce.core.errors import CheckpointError
+from sottovoce.diagnosis.run_record import RunRecord, Series, read_run
+from tests.diagnosis.run_directories import LOG, STEPS, RunDirectory
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    run = RunDirectory(tmp_path / "run")
+    run.skipped("nonfinite_loss", "a (inf)", 31)
+    return run.write()
+
+
+def test_everything_is_there(folder: Path) -> None:
+    record = read_run(folder)
+    assert record.config is not None
+    assert record.config.training.steps == record.values["training"]["steps"] == STEPS
+    assert len(record.metric("train/loss")) == STEPS // LOG
+    assert record.metric("train/loss").steps[:2] == (LOG, 2 * LOG)
+    assert record.metric("no/such") == Series()
+    assert [e["step"] for e in record.told("step_skipped")] == [31]
+    assert (record.finished, record.aborted, record.last_step, record.best_step) == (True, False, STEPS, STEPS)
+    assert record.checkpoints["last"].optimizer_steps == {"encoder.layers.0.weight": 399, "head.weight": 399}
+    assert record.checkpoints["last"].progress["updates"] == 399
+    assert [(b.name, b.first, b.last, b.weights) for b in record.stages] == [("train", 0, STEPS, {"ctc": 1.0})]
+
+
+def test_a_run_killed_while_it_wrote_a_line(folder: Path) -> None:
+    for name in ("metrics.jsonl", "events.jsonl"):
+        path = folder / name
+        path.write_text(path.read_text()[:-12])
+    shutil.rmtree(folder / "checkpoints")
+    record = read_run(folder)
+    assert not record.finished
+    assert (record.checkpoints, record.best_step, record.last_step) == ({}, None, STEPS)
+
+
+def test_a_run_before_its_first_step(folder: Path) -> None:
+    for name in ("metrics.jsonl", "events.jsonl", "environment.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "checkpoints")
+    record = read_run(folder)
+    assert (record.last_step, record.stages, record.series) == (0, [], {})
+
+
+def test_nonfinite_values_are_kept_apart(folder: Path) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 401, "split": "train", "name": "x", "value": NaN}\n')
+    record = read_run(folder)
+    assert math.isnan(record.series["x"].values[0])
+    assert record.metric("x") == Series()
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as raised:
+        read_run(folder)
+    message = str(raised.value)
+    assert raised.value.exit_code == 2
+    assert "\n" not in message
+    assert str(folder) in message
+    return message
+
+
+def test_what_is_no_run(folder: Path, tmp_path: Path) -> None:
+    assert "is no folder" in refused(tmp_path / "nowhere")
+    other = tmp_path / "other"
+    other.mkdir()
+    assert "is empty" in refused(other)
+    (other / "notes.txt").write_text("x")
+    assert "not a run directory" in refused(other)
+    (other / "config.yaml").write_text("learning_rate: 3\n")
+    assert "not ours" in refused(other)
+    (other / "config.yaml").write_text("a: [\n")
+    assert "cannot be read" in refused(other)
+    (folder / "config.yaml").unlink()
+    assert "half-written" in refused(folder)
+
+
+def test_a_newer_version(folder: Path) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"teleport": True}))
+    assert "unknown configuration key teleport; update sottovoce" in refused(folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    index = folder / "checkpoints" / "last" / "checkpoint.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"format": 2}))
+    assert "update sottovoce" in refused(folder)
+
+
+def test_a_value_that_this_version_refuses_leaves_the_plain_configuration(folder: Path) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["training"]["selection_metric"] = "bleu"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    record: RunRecord = read_run(folder)
+    assert record.config is None
+    assert record.values["training"]["selection_metric"] == "bleu"
+
+
+@pytest.mark.parametrize("line", ["[]", '{"step": "3", "event": "x"}', '{"event": "x"}'])
+def test_a_damaged_record(folder: Path, line: str) -> None:
+    path = folder / "events.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    assert "line 1 is no record of a run" in refused(folder)

@@ -1,0 +1,106 @@
+"""The section on a run's health: what was looked at, what was found, and a picture that marks where."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from sottovoce.core.findings import Finding
+from sottovoce.reporting import write_report
+from sottovoce.reporting.health_figure import health_figure
+from sottovoce.reporting.health_section import looked_at
+from sottovoce.reporting.run_files import read_run
+from sottovoce.reporting.style import STYLE
+
+from .conftest import add_lines
+from .test_report import Balance
+
+FOUND = Finding(
+    code="stale_optimizer",
+    severity="error",
+    evidence="3 of 40 names, <b>first</b> at step 120.",
+    explanation="The optimiser does not own what should learn.",
+    fix="training.max_grad_norm=5",
+    source="preflight",
+    step=120,
+    tell_apart="Refresh the reference alone.",
+)
+LATER = Finding("data_starvation", "warning", "61 %.", "The steps wait.", "data.num_workers=2", "monitor", 124, 0.8)
+PAGES = {"stale_optimizer": {"How it looks": "The loss stays at (T + U) ln V.", "Source": "A <i>paper</i>"}}
+
+
+def health(run_dir, findings, pages=None) -> str:
+    page = write_report(run_dir, findings, pages).read_text(encoding="utf-8")
+    parser = Balance()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert set(re.findall(r"var\((--[a-z0-9-]+)\)", page)) <= set(re.findall(r"(--[a-z0-9-]+):", STYLE))
+    found = re.search(r'<section id="health">.*?</section>', page, re.DOTALL)
+    return found[0] if found else ""
+
+
+def test_a_run_that_nobody_diagnosed_has_no_such_section(run_dir):
+    assert health(run_dir, None) == ""
+
+
+def test_a_healthy_run_says_what_was_looked_at(run_dir):
+    page = health(run_dir, [])
+    assert ">healthy<" in page
+    assert (
+        "Looked at 200 steps, 1 of them skipped; gradient norm 2 in the median, 2 at most; "
+        "0.0 % of its records above the clip limit of 5." in page
+    )
+    assert page.count("<svg") == 1
+    assert "1 skipped" in page
+
+
+def test_findings_stand_in_order_with_evidence_fix_and_page(run_dir):
+    page = health(run_dir, [FOUND, LATER], PAGES)
+    assert "2 findings, the most likely cause first" in page
+    assert page.index("stale_optimizer") < page.index("data_starvation")
+    assert "&lt;b&gt;first&lt;/b&gt; at step 120." in page
+    assert "training.max_grad_norm=5" in page
+    assert "Refresh the reference alone." in page
+    assert "The loss stays at (T + U) ln V." in page
+    assert "A &lt;i&gt;paper&lt;/i&gt;" in page
+    assert "docs/failures/stale_optimizer.md" in page
+    assert 'class="number bad">1<' in page
+    assert 'class="number warn">2<' in page
+    assert "href" not in page.replace('href="#', "")  # nothing from outside
+
+
+def test_marks_close_to_each_other_are_one(run_dir):
+    assert ">1, 2<" in health_figure(read_run(run_dir), [FOUND, LATER])
+    far = health_figure(read_run(run_dir), [FOUND, Finding(**(LATER.as_dict() | {"step": 20}))])
+    assert ">1<" in far
+    assert ">2<" in far
+
+
+def test_stages_and_releases_are_named(run_dir):
+    stages = [{"step": step, "event": "stage_started", "stage": name} for step, name in ((0, "warm"), (90, "joint"))]
+    add_lines(run_dir / "events.jsonl", [*stages, {"step": 150, "event": "unfrozen", "components": ["rnnt_decoder"]}])
+    drawn = health_figure(read_run(run_dir), [])
+    assert [name in drawn for name in (">warm<", ">joint<", ">+ rnnt_decoder<")] == [True] * 3
+
+
+def test_the_picture_has_the_colours_of_the_page_and_is_repeatable(run_dir):
+    drawn = [health_figure(read_run(run_dir), [FOUND]) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert not re.findall("#[0-9a-f]{6}", drawn[0])
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_loss_that_has_no_logarithm_is_drawn_all_the_same(run_dir, value):
+    add_lines(run_dir / "metrics.jsonl", [{"step": 200, "split": "train", "name": "train/loss", "value": value}])
+    assert "Loss, nats" in health_figure(read_run(run_dir), [])
+
+
+def test_a_run_without_records(tmp_path):
+    (tmp_path / "config.yaml").write_text(json.dumps({"recipe": "demo"}))
+    run = read_run(tmp_path)
+    assert health_figure(run, [FOUND]) == ""
+    assert looked_at(run) == "Looked at 0 steps, none of them skipped."
+    assert "stale_optimizer" in health(tmp_path, [FOUND])
