@@ -21,7 +21,7 @@ from sottovoce.evaluation.scoring import Hypothesis, score
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 from sottovoce.training.run import start
-from tests.diagnosis.run_directories import RunDirectory
+from tests.diagnosis.run_directories import STEPS, RunDirectory
 from tests.training.small_runs import overrides
 
 Change = Callable[[RunDirectory], None]
@@ -132,7 +132,7 @@ def nan_metric(run: RunDirectory) -> None:
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_named_first(tmp_path: Path, name: str) -> None:
     code, change = FAULTS[name]
-    run = RunDirectory(tmp_path)
+    run = RunDirectory(tmp_path, steps=700 if code == "blank_collapse" else STEPS)
     change(run)
     if name == "turns while the rate is high":
         run.curves["learning_rate/other"] = run.rate
@@ -154,8 +154,14 @@ def test_symbols_by_chance_before_the_plateau_are_no_turning_point(tmp_path: Pat
     assert explain(run.write()) == []
 
 
+def test_a_short_run_that_ends_on_the_plateau_is_no_collapse(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    curves(train__blank_fraction=lambda s: 1.0, train__ctc_loss=lambda s: 96.0, val__per=lambda s: 1.0)(run)
+    assert explain(run.write()) == []
+
+
 def test_a_large_epsilon_behind_all_blank_is_ambiguous_or_first(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path, "training.optimizer.eps=0.1")
+    run = RunDirectory(tmp_path, "training.optimizer.eps=0.1", steps=700)
     curves(train__blank_fraction=lambda s: 1.0, train__ctc_loss=lambda s: 16.0, val__per=lambda s: 1.0)(run)
     assert first(run.write()) == "adam_eps_regime"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,37 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return _multirun(overrides)
     if run_dir is not None:
-        return _finish(resume(run_dir, overrides, RunWatch))
+        with _explained():
+            run_dir = resume(run_dir, overrides, RunWatch)
+        return _finish(run_dir)
     config = compose_config(overrides)
     if arguments.show_config:
         print(yaml.safe_dump(plain(config), sort_keys=False), end="")
         return 0
     with progress_bar("checking trials", quiet=not is_main_process()) as progress:
         prepared = prepare(config, progress=progress)
-    return _finish(start(prepared, RunWatch(prepared, _looked_at(prepared))))
+    return _finish(_started(prepared))
+
+
+def _started(prepared: Prepared) -> Path:
+    """The directory of the run, once it has been looked at and trained."""
+    watch = RunWatch(prepared, _looked_at(prepared))
+    with _explained():
+        return start(prepared, watch)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Where the guard ends the run: its diagnosis on stderr, and the report."""
+    try:
+        yield
+    except TrainingAborted as error:
+        if error.run_dir is not None and is_main_process():
+            findings = explain(error.run_dir)
+            for finding in findings:
+                print(finding, file=sys.stderr)
+            print(f"report: {write_report(error.run_dir, findings, pages(findings))}", file=sys.stderr)
+        raise
 
 
 def _looked_at(prepared: Prepared) -> list[Finding]:
@@ -114,7 +138,7 @@ def _multirun(overrides: Sequence[str]) -> int:
     def job(composed: DictConfig) -> Any:
         try:
             prepared = prepare(config_from(composed))
-            _finish(start(prepared, RunWatch(prepared, _looked_at(prepared))))
+            _finish(_started(prepared))
         except SottovoceError as error:
             print(f"sottovoce: {error}", file=sys.stderr)
             failed.append(error)

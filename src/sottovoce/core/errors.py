@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class SottovoceError(Exception):
     """A problem the user can mend; the message says what was found, what was expected, what to do.
@@ -28,3 +30,5 @@ class TrainingAborted(SottovoceError):
     """The guard ended a run because it could not continue; the last good checkpoint is kept."""
 
     exit_code = 1
+    run_dir: Path | None = None
+    """Where the run's records are, when it had begun."""

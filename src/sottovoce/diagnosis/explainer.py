@@ -23,6 +23,7 @@ from sottovoce.diagnosis import (
 )
 from sottovoce.diagnosis.causes import cause, found
 from sottovoce.diagnosis.explainer_suspicion import Rule, Suspicion
+from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS, follows_from, ranked
 from sottovoce.diagnosis.run_record import RunRecord, read_run
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -61,8 +62,6 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 AMBIGUOUS: Final = 0.15
 """Rivals whose supports are this close cannot be told apart by the records; weaker ones are left out."""
-PLAIN_SYMPTOMS: Final = frozenset({"nonfinite_loss", "nonfinite_gradient", "gradient_spike"})
-"""What the guard saw; any cause that explains it comes first."""
 
 
 def explain(run_dir: Path, include_notes: bool = False) -> list[Finding]:
@@ -136,36 +135,4 @@ def _ambiguous(finding: Finding, rival: Finding) -> Finding:
 
 
 def _related(a: Finding, b: Finding) -> bool:
-    return b.code in _follows_from(a.code) or a.code in _follows_from(b.code)
-
-
-def ranked(findings: Sequence[Finding]) -> list[Finding]:
-    """Roots first; what follows from another finding behind, saying so. Then severity, support, earliest step."""
-    codes = {finding.code for finding in findings}
-    roots: dict[str, list[str]] = {}
-    for code in codes:
-        above = [c for c in codes - {code} if code in _follows_from(c) and c not in _follows_from(code)]
-        roots[code] = sorted(above)
-    marked = [
-        replace(f, evidence=f"{f.evidence} Follows from {' or '.join(roots[f.code])}.") if roots[f.code] else f
-        for f in findings
-    ]
-    plain = PLAIN_SYMPTOMS if codes - PLAIN_SYMPTOMS else frozenset()
-
-    def place(finding: Finding) -> tuple[bool, int, bool, float, float, str]:
-        step = -1 if finding.step is None else finding.step
-        severity = SEVERITIES.index(finding.severity)
-        return bool(roots[finding.code]), severity, finding.code in plain, -finding.support, step, finding.code
-
-    return sorted(marked, key=place)
-
-
-def _follows_from(code: str) -> frozenset[str]:
-    """Everything that may follow from `code`, over any number of steps."""
-    reached: set[str] = set()
-    ahead = [code]
-    while ahead:
-        new = set(cause(ahead.pop()).consequences) - reached
-        reached |= new
-        ahead += new
-    return frozenset(reached)
+    return b.code in follows_from(a.code) or a.code in follows_from(b.code)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from sottovoce.core.findings import SEVERITIES, Finding
+from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.known_answers import known_answers
+from sottovoce.diagnosis.linter import lint
 from sottovoce.diagnosis.preflight_data import (
     check_pipeline,
     check_sampling,
@@ -41,6 +42,7 @@ from sottovoce.diagnosis.preflight_targets import (
     check_labels,
     check_transducer_lengths,
 )
+from sottovoce.diagnosis.ranking import ranked
 from sottovoce.diagnosis.rehearsal import rehearse
 from sottovoce.diagnosis.subject import Subject
 from sottovoce.training.preparation import Prepared
@@ -81,12 +83,14 @@ PHASES: Final[tuple[tuple[Check, ...], ...]] = (
 
 
 def preflight(prepared: Prepared, data: bool = True) -> list[Finding]:
-    """What is wrong with a run before its first step, errors first; [] or notes for a healthy one.
+    """What is wrong with a run before its first step, the cause first; [] or notes for a healthy one.
+
+    What the linter says of the configuration comes with it.
 
     Takes a few seconds: one or two short forward and backward passes for each stage. `data=False` leaves out what
     reads signals.
     """
-    subject, findings = Subject.of(prepared), list[Finding]()
+    subject, findings = Subject.of(prepared), lint(prepared.config, prepared)
     with subject.untouched():
         for phase in PHASES:
             for check in phase:
@@ -94,4 +98,4 @@ def preflight(prepared: Prepared, data: bool = True) -> list[Finding]:
                     findings += check(subject)
             if any(finding.severity == "error" for finding in findings):
                 break
-    return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), -finding.support))
+    return ranked(findings)

@@ -16,6 +16,7 @@ from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.rehearsal import Rehearsal, rehearse
 from sottovoce.diagnosis.subject import Subject
 from sottovoce.models.compose import component_of
+from sottovoce.training.guard import owned_by
 from sottovoce.training.optimizer import SESSION_MODULE, group_of
 from sottovoce.training.stages import DECODER_OF
 
@@ -82,7 +83,10 @@ def _some(names: Sequence[str]) -> str:
 
 def check_reach(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
     """Every owned parameter receives a gradient in some stage, and no frozen branch sends any."""
-    owned, reached = subject.module.owned(subject.optimizer), frozenset[str]().union(*(r.reached for r in rehearsals))
+    owned, reached = (
+        owned_by(subject.optimizer, subject.module.named),
+        frozenset[str]().union(*(r.reached for r in rehearsals)),
+    )
     adapters_work = any(name.startswith(SESSION_MODULE) for name in reached)
     unused = [n for n in owned if n not in reached and not (n.startswith(SESSION_MODULE) and adapters_work)]
     if unused:

@@ -155,6 +155,7 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
             trainer.fit(module, train_dataloaders=_loader(prepared, module, trainer))
         except TrainingAborted as error:
             loop.aborted(error)
+            error.run_dir = loop.run_dir
             raise
         finally:
             loop.close()

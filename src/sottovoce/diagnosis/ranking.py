@@ -1,0 +1,45 @@
+"""The order of findings: the cause before what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from sottovoce.core.findings import SEVERITIES, Finding
+from sottovoce.diagnosis.causes import cause
+
+PLAIN_SYMPTOMS: Final = frozenset({"nonfinite_loss", "nonfinite_gradient", "gradient_spike"})
+"""What the guard saw; any cause that explains it comes first."""
+
+
+def ranked(findings: Sequence[Finding]) -> list[Finding]:
+    """Roots first; what follows from another finding behind, saying so. Then severity, support, earliest step."""
+    codes = {finding.code for finding in findings}
+    roots: dict[str, list[str]] = {}
+    for code in codes:
+        above = [c for c in codes - {code} if code in follows_from(c) and c not in follows_from(code)]
+        roots[code] = sorted(above)
+    marked = [
+        replace(f, evidence=f"{f.evidence} Follows from {' or '.join(roots[f.code])}.") if roots[f.code] else f
+        for f in findings
+    ]
+    plain = PLAIN_SYMPTOMS if codes - PLAIN_SYMPTOMS else frozenset()
+
+    def place(finding: Finding) -> tuple[bool, int, bool, float, float, str]:
+        step = -1 if finding.step is None else finding.step
+        severity = SEVERITIES.index(finding.severity)
+        return bool(roots[finding.code]), severity, finding.code in plain, -finding.support, step, finding.code
+
+    return sorted(marked, key=place)
+
+
+def follows_from(code: str) -> frozenset[str]:
+    """Everything that may follow from `code`, over any number of steps."""
+    reached: set[str] = set()
+    ahead = [code]
+    while ahead:
+        new = set(cause(ahead.pop()).consequences) - reached
+        reached |= new
+        ahead += new
+    return frozenset(reached)
