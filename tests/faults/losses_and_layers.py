@@ -21,22 +21,22 @@ from tests.faults.scene import Exhibit, Scene
 
 def transducer_not_divided(scene: Scene) -> None:
     """PyTorch's CTC divides by the labels, the usual transducer does not."""
-    share = DecoderTraining._share
+    share = DecoderTraining.share
 
     def as_published(module: DecoderTraining, name: str, nats_B: torch.Tensor, batch: Any, terms: Any) -> torch.Tensor:
         return share(module, name, nats_B / batch.label_lengths_B if name == "ctc" else nats_B, batch, terms)
 
-    scene.patch.setattr(DecoderTraining, "_share", as_published)
+    scene.patch.setattr(DecoderTraining, "share", as_published)
 
 
 def batch_mean_scaling(scene: Scene) -> None:
     """Divided by half of the batch's mean length, so that a trial's weight depends on its batch mates."""
-    share = DecoderTraining._share
+    share = DecoderTraining.share
 
     def scaled(module: DecoderTraining, name: str, nats_B: torch.Tensor, batch: Any, terms: Any) -> torch.Tensor:
         return share(module, name, nats_B / (batch.lengths_B.float().mean() / 2), batch, terms) * 100
 
-    scene.patch.setattr(DecoderTraining, "_share", scaled)
+    scene.patch.setattr(DecoderTraining, "share", scaled)
 
 
 def unlike_losses_compared(scene: Scene) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sottovoce.models import compose
 from sottovoce.training import module as module_file
 from sottovoce.training import stages
 from sottovoce.training.guard import GradientGuard, Verdict
@@ -55,14 +56,8 @@ def clip_norm_of_everything(scene: Scene) -> None:
         return Verdict(float(norm), "clip", limit=guard.max_norm)
 
     scene.patch.setattr(GradientGuard, "inspect", clip_all)
-    scene.patch.setattr("sottovoce.models.compose.COMPONENT_OF", {**_owners(), "auxiliary": "encoder"})
+    scene.patch.setitem(compose.COMPONENT_OF, "auxiliary", "encoder")
     scene.begin.append(add)
-
-
-def _owners() -> dict[str, str]:
-    from sottovoce.models.compose import COMPONENT_OF
-
-    return dict(COMPONENT_OF)
 
 
 def _unit_gradient(parameter: torch.Tensor) -> torch.Tensor:
@@ -139,7 +134,7 @@ def schedule_of_a_dead_optimizer(scene: Scene) -> None:
 
 def micro_batches_are_averaged(scene: Scene) -> None:
     """The mean over each micro-batch, then the mean over micro-batches: tokens weigh differently in each."""
-    share = DecoderTraining._share
+    share = DecoderTraining.share
 
     def own_mean(module: DecoderTraining, name: str, nats_B: torch.Tensor, batch: Any, terms: Any) -> torch.Tensor:
         tokens = batch.label_lengths_B.sum()
@@ -147,7 +142,7 @@ def micro_batches_are_averaged(scene: Scene) -> None:
             module, name, nats_B, batch, terms
         )
 
-    scene.patch.setattr(DecoderTraining, "_share", own_mean)
+    scene.patch.setattr(DecoderTraining, "share", own_mean)
 
 
 def decayed_biases(scene: Scene) -> None:

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from sottovoce.diagnosis.explainer import explain, ordered
-from sottovoce.diagnosis.preflight import preflight
-from sottovoce.diagnosis.watcher import RunWatch
 
 from sottovoce.core.errors import ConfigurationError, DataError, SottovoceError
 from sottovoce.core.findings import Finding
+from sottovoce.diagnosis.explainer import explain
+from sottovoce.diagnosis.preflight import preflight
+from sottovoce.diagnosis.ranking import ranked
+from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.training.composition import compose_config
@@ -144,7 +145,7 @@ def findings_of(exhibit: Exhibit, scene: Scene) -> list[Finding]:
         prepared = spoil(prepared)
     before = preflight(prepared)
     if any(finding.severity == "error" for finding in before):
-        return ordered(before)
+        return ranked(before)
     watch = _SpoiltWatch(prepared, before)
     watch.scene = scene
     run_dir = scene.folder / "exhibit"
