@@ -108,7 +108,7 @@ def test_an_error_ends_the_run_before_it_has_a_directory(
     tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.nn.functional.ctc_loss", _zero_infinity(torch.nn.functional.ctc_loss))
-    assert main(["train", *overrides(tiny_t15, tmp_path / "runs", "bad")]) == 1
+    assert main(["train", *overrides(tiny_t15, tmp_path / "runs", "bad", "training.preflight=true")]) == 1
     told = capsys.readouterr().err
     assert "zero_infinity" in told and "training.preflight=false" in told
     assert not (tmp_path / "runs").exists()

@@ -18,7 +18,7 @@ MACHINE = ("train/step_seconds", "train/peak_memory_mib")
 
 
 def overrides(data: Path, runs: Path, name: str, *more: str) -> list[str]:
-    """A run of some seconds: 16 channels, a GRU of 16 units, two trials a forward pass."""
+    """A run of some seconds: 16 channels, a GRU of 16 units, two trials a forward pass; preflight has its own tests."""
     return [
         "recipe=demo",
         f"data.data_root={data}",
@@ -34,6 +34,7 @@ def overrides(data: Path, runs: Path, name: str, *more: str) -> list[str]:
         "training.checkpoint_every_steps=3",
         "training.log_every_steps=2",
         "training.num_threads=1",
+        "training.preflight=false",
         *more,
     ]
 
