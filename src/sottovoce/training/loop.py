@@ -80,7 +80,7 @@ class RunLoop:
         self._steps_per_epoch = steps_per_epoch(prepared.config, len(prepared.train_indices))
         self.window = WindowMeans()
         self.skipped_trials = prepared.skipped
-        self.notices = list(notices(prepared))
+        self._prepared = prepared
         self._recorder: RunRecorder | None = None
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
@@ -131,7 +131,7 @@ class RunLoop:
                 codes = Counter(fault.fault for fault in self.skipped_trials)
                 reasons = ", ".join(f"{count} × {code}" for code, count in codes.items())
                 self._recorder.say(f"left out {len(self.skipped_trials)} trials ({reasons}); see events.jsonl")
-        for notice in self.notices:
+        for notice in notices(self._prepared):
             self._recorder.say(notice)
         count = sum(p.numel() for p in self.module.named.values())
         self._recorder.say(f"{self.run_dir}: {count:,} parameters, step {step} of {self.curriculum.total_steps}")
