@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -77,22 +76,6 @@ def lattice_drifts(scene: Scene) -> None:
     scene.patch.setattr(terms, "ctc_loss", lambda logits, *rest: exact(logits, *rest) * (1 + 2e-3))
 
 
-def rate_pulse(factor: float, first: int, last: int) -> Callable[[Scene], None]:
-    """The learning rate, `factor` times as high for some steps."""
-
-    def inject(scene: Scene) -> None:
-        from sottovoce.training import module as module_file
-
-        exact = module_file.learning_rate_factor
-
-        def spiked(step: int, config: Any, total: int) -> float:
-            return exact(step, config, total) * (factor if first <= step < last else 1.0)
-
-        scene.patch.setattr(module_file, "learning_rate_factor", spiked)
-
-    return inject
-
-
 def giant_first_gradient(scene: Scene) -> None:
     """No clipping, and one gradient ten thousand times as large as the others in the first steps."""
 
@@ -147,7 +130,8 @@ EXHIBITS = (
     Exhibit("giant first gradient, no clip", "D2", "second_moment_memory", giant_first_gradient,
             overrides=("training.max_grad_norm=0",)),
     Exhibit("learning rate 30 times too high", "D3", "learning_rate_too_high", overrides=(f"{LR}=0.3",)),
-    Exhibit("a pulse of the learning rate", "D3", "learning_rate_too_high", rate_pulse(60, 120, 240)),
+    Exhibit("one stage's rate 60 times too high", "D3", "learning_rate_too_high", base="curriculum",
+            overrides=("training.stages.1.learning_rate.encoder=60",)),
     Exhibit("warm-up beyond what the model bears", "D4", "schedule_degradation",
             overrides=(f"{LR}=0.03", "training.scheduler.warmup_steps=230", "training.validate_every_steps=20")),
     Exhibit("signals that tell nothing", "D6", "blank_collapse", inputs_of_other_trials,

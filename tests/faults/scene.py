@@ -48,6 +48,7 @@ GRU = (
 )
 CURRICULUM = (
     "recipe=mode_ssm_small",
+    "model.speaking_mode=null",
     "preprocessor.num_channels=32",
     "model.stem.width=32",
     "model.ssm={layers: 2, width: 32, state_size: 8, head_size: 8}",
