@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from sottovoce.training import loop as loop_file
+from sottovoce.evaluation.loaded_run import LoadedRun
+from sottovoce.models.compose import DecoderModel
 from sottovoce.training import terms
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared
@@ -31,16 +32,13 @@ def errors_become_zero(scene: Scene) -> None:
     scene.patch.setattr(terms, "ctc_loss", swallowing)
 
 
-def checkpoint_cannot_be_read_back(scene: Scene) -> None:
-    """What is saved at the end lacks a tensor, which nobody notices before the run is over."""
-    write = loop_file.write_checkpoint
+def scoring_fails_at_the_end(scene: Scene) -> None:
+    """A missing argument in code that only runs when everything has been trained."""
 
-    def incomplete(folder: Path, step: int, parts: dict[str, Any], state: dict[str, Any]) -> None:
-        parts = {**parts, "model": {n: t for n, t in parts["model"].items() if n != "head.bias"}}
-        write(folder, step, parts, state)
+    def wrong(*arguments: Any, **more: Any) -> Any:
+        raise TypeError("decode_words() missing 1 required positional argument: 'boundary'")
 
-    scene.patch.setattr(loop_file, "write_checkpoint", incomplete)
-    scene.patch.setattr("sottovoce.core.checkpoints.write_checkpoint", incomplete)
+    scene.patch.setattr(LoadedRun, "text_decoder", wrong)
 
 
 def unfreezing_counts_within_an_epoch(scene: Scene) -> None:
@@ -54,11 +52,14 @@ def unfreezing_counts_within_an_epoch(scene: Scene) -> None:
 
 
 def layer_that_nothing_uses(scene: Scene) -> None:
-    def add(prepared: Prepared) -> Prepared:
-        prepared.model.encoder.register_module("spare", torch.nn.Linear(64, 64))
-        return prepared
+    """As the 24 input layers of neural_seq_decoder that no session ever selects."""
+    exact = DecoderModel.__init__
 
-    scene.prepared.append(add)
+    def with_spare(model: DecoderModel, config: Any) -> None:
+        exact(model, config)
+        model.encoder.register_module("spare", torch.nn.Linear(64, 64))
+
+    scene.patch.setattr(DecoderModel, "__init__", with_spare)
 
 
 def resumed_without_the_optimizer(scene: Scene) -> None:
@@ -117,7 +118,7 @@ def steps_become_slow(scene: Scene) -> None:
 
 def one_parameter_dominates(scene: Scene) -> None:
     def enlarge(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
-        module.model.head.bias.register_hook(lambda gradient: gradient * 300)
+        module.named["encoder.gru.weight_hh_l0"].register_hook(lambda gradient: gradient * 1000)
 
     scene.begin.append(enlarge)
 
@@ -131,7 +132,7 @@ EXHIBITS = (
     Exhibit("unfreezing counted within an epoch", "I4", "per_epoch_counter", unfreezing_counts_within_an_epoch,
             "curriculum"),
     Exhibit("a layer that nothing uses", "I6", "unused_parameters", layer_that_nothing_uses),
-    Exhibit("a checkpoint that cannot be read back", "I7", "late_crash", checkpoint_cannot_be_read_back),
+    Exhibit("scoring fails at the end", "I7", "late_crash", scoring_fails_at_the_end),
     Exhibit("a log that is not output", "I8", "unprovenanced_log", invented_log),
     Exhibit("a slow reader", "-", "data_starvation", slow_reader),
     Exhibit("steps become slow", "-", "throughput_drop", steps_become_slow),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import h5py
 import torch
 
 from sottovoce.core.checkpoints import read_state
@@ -79,7 +80,7 @@ def evaluation_shifted_by_one(scene: Scene) -> None:
     """Only the written hypotheses are shifted: by a wrong table on the way to the file."""
 
     def shift(run_dir: Path) -> None:
-        for file in (run_dir / "evaluation").glob("hypotheses.*.jsonl"):
+        for file in run_dir.glob("hypotheses.*.jsonl"):
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             for line in lines:
                 for key in ("symbols", "hypothesis_symbols"):
@@ -149,15 +150,18 @@ def reference_from_symbols(scene: Scene) -> None:
 
 
 def training_sentences_in_validation(scene: Scene) -> None:
-    def leak(prepared: Prepared) -> Prepared:
-        trials = list(prepared.trial_set.trials)
-        for place, index in enumerate(prepared.val_indices[: len(prepared.val_indices) // 2]):
-            source = trials[prepared.train_indices[place]]
-            trials[index] = replace(trials[index], text=source.text, labels=source.labels)
-        prepared.trial_set.trials = tuple(trials)
-        return prepared
-
-    scene.prepared.append(leak)
+    """Half of the validation trials are trials of training."""
+    scene.data = shutil.copytree(scene.data, scene.folder / "leaked")
+    for train_file in scene.data.rglob("data_train.hdf5"):
+        with h5py.File(train_file) as train, h5py.File(train_file.with_name("data_val.hdf5"), "r+") as val:
+            for target, source in list(zip(sorted(val), sorted(train), strict=False))[: len(val) // 2]:
+                for item in list(val[target]):
+                    del val[target][item]
+                for item in train[source]:
+                    train.copy(f"{source}/{item}", val[target])
+                for name, value in train[source].attrs.items():
+                    if name not in ("block_num", "trial_num"):
+                        val[target].attrs[name] = value
 
 
 def selection_on_the_test_split(scene: Scene) -> None:
@@ -183,22 +187,12 @@ def one_session_is_tiny(scene: Scene) -> None:
 
 def one_speaker_for_all(scene: Scene) -> None:
     """A cache by prompt: the first speaker's recording stands for everybody's."""
-
-    def cached(prepared: Prepared) -> Prepared:
-        trial_set, exact = prepared.trial_set, prepared.trial_set.signal
-        first: dict[str, int] = {}
-        for index in prepared.train_indices:
-            first.setdefault(trial_set.trials[index].text or "", index)
-
-        def by_prompt(index: int) -> Any:
-            signal = exact(first.get(trial_set.trials[index].text or "", index))
-            size = trial_set.trials[index].num_steps
-            return np.resize(signal, (size, *signal.shape[1:]))
-
-        trial_set.signal = by_prompt  # type: ignore[method-assign]
-        return prepared
-
-    scene.prepared.append(cached)
+    scene.data = shutil.copytree(scene.data, scene.folder / "cached")
+    first: dict[str, Path] = {}
+    for file in sorted(scene.data.glob("*.wav")):
+        prompt = file.stem.split("_")[1]
+        shutil.copyfile(first.setdefault(prompt, file), scene.folder / "one.wav")
+        shutil.copyfile(scene.folder / "one.wav", file)
 
 
 EXHIBITS = (

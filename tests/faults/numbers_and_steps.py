@@ -79,13 +79,11 @@ def lattice_drifts(scene: Scene) -> None:
 def giant_first_gradient(scene: Scene) -> None:
     """No clipping, and one gradient ten thousand times as large as the others in the first steps."""
 
-    def enlarge(module: DecoderTraining) -> None:
-        if module.progress.step == 3:
-            for parameter in module.named.values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(1e4)
+    def enlarge(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in module.named.values():
+            parameter.register_hook(lambda gradient: gradient * 1e4 if module.progress.step == 3 else None)
 
-    scene.before_update.append(enlarge)
+    scene.begin.append(enlarge)
 
 
 def inputs_of_other_trials(scene: Scene) -> None:
@@ -139,5 +137,5 @@ EXHIBITS = (
     Exhibit("overwhelming noise", "D7", "augmentation_strength",
             overrides=("augmentation.white_noise_std=20.0",)),
     Exhibit("six training trials", "-", "overfitting", no_overfitting_guard,
-            overrides=("training.steps=480", "training.validate_every_steps=30"), slow=True),
+            overrides=("training.steps=480", "training.validate_every_steps=30", "training.batch_size=2"), slow=True),
 )  # fmt: skip

@@ -43,20 +43,22 @@ def optimizer_goes_stale_at_the_stage(scene: Scene) -> None:
 def clip_norm_of_everything(scene: Scene) -> None:
     """A parameter outside the optimiser, a thousand times as large a gradient, and a clip over all of the model."""
 
+    models = []
+
     def add(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+        scene.patch.setattr(GradientGuard, "inspect", clip_all)
+        scene.patch.setitem(compose.COMPONENT_OF, "auxiliary", "encoder")
+        models.append(module.model)
         module.model.register_parameter("auxiliary", nn.Parameter(torch.ones(1)))
         module.model.head.register_forward_hook(
             lambda head, inputs, logits: logits + 0 * logits.detach() + 1000 * _unit_gradient(module.model.auxiliary)
         )
 
     def clip_all(guard: GradientGuard, parameters: Any, losses: Any, *rest: Any, **more: Any) -> Verdict:
-        model = rest[3] if len(rest) > 3 else more["model"]
-        everything = [p for p in model.parameters() if p.grad is not None]
+        everything = [p for p in models[0].parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(everything, guard.max_norm)
         return Verdict(float(norm), "clip", limit=guard.max_norm)
 
-    scene.patch.setattr(GradientGuard, "inspect", clip_all)
-    scene.patch.setitem(compose.COMPONENT_OF, "auxiliary", "encoder")
     scene.begin.append(add)
 
 
@@ -134,13 +136,9 @@ def schedule_of_a_dead_optimizer(scene: Scene) -> None:
 
 def micro_batches_are_averaged(scene: Scene) -> None:
     """The mean over each micro-batch, then the mean over micro-batches: tokens weigh differently in each."""
-    share = DecoderTraining.share
 
     def own_mean(module: DecoderTraining, name: str, nats_B: torch.Tensor, batch: Any, terms: Any) -> torch.Tensor:
-        tokens = batch.label_lengths_B.sum()
-        return nats_B.sum() / tokens * batch.label_lengths_B.float().mean() / module.micro_batches * 1.0 + 0 * share(
-            module, name, nats_B, batch, terms
-        )
+        return nats_B.sum() / batch.label_lengths_B.sum() * 20 / module.micro_batches
 
     scene.patch.setattr(DecoderTraining, "share", own_mean)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from sottovoce.models import patching
 from sottovoce.models.transducer import TransducerHead
@@ -70,35 +69,37 @@ def unguarded_step(scene: Scene) -> None:
             lambda gradient: gradient * math.nan if module.progress.step == 60 else None
         )
 
-    scene.patch.setattr(GradientGuard, "inspect", clip_only)
-    scene.begin.append(lambda module, optimizer: poison(module))
+    def begin(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+        scene.patch.setattr(GradientGuard, "inspect", clip_only)
+        poison(module)
+
+    scene.begin.append(begin)
 
 
 def minus_infinity_as_padding(scene: Scene) -> None:
     """A log-sum over frames in which a short trial's rows are all -inf: finite loss, NaN gradient."""
 
     def with_padding(encoder_BSH: torch.Tensor, *rest: Any) -> torch.Tensor:
-        frames_B = rest[4]
-        inside_BS1 = torch.arange(encoder_BSH.shape[1])[None, :, None] < frames_B[:, None, None]
-        lse_BS = encoder_BSH.masked_fill(~inside_BS1, -math.inf).logsumexp(-1)
-        nothing_B = torch.where(inside_BS1[..., 0], lse_BS, torch.zeros_like(lse_BS)).sum(1) * 0
-        return exact(encoder_BSH, *rest) + nothing_B
+        return exact(encoder_BSH, *rest) + _nothing(encoder_BSH, rest[4])
 
     exact = terms.fused_transducer_loss
     scene.patch.setattr(terms, "fused_transducer_loss", with_padding)
 
 
 def minus_infinity_in_ctc(scene: Scene) -> None:
-    def with_padding(
-        logits_BSV: torch.Tensor, targets: torch.Tensor, frames_B: torch.Tensor, *rest: Any
-    ) -> torch.Tensor:
-        inside_BS1 = torch.arange(logits_BSV.shape[1])[None, :, None] < frames_B[:, None, None]
-        log_probs_BSV = functional.log_softmax(logits_BSV.masked_fill(~inside_BS1, -math.inf), -1)
-        spread_B = torch.where(inside_BS1, log_probs_BSV, torch.zeros_like(log_probs_BSV)).sum((1, 2)) * 0
-        return exact(logits_BSV, targets, frames_B, *rest) + spread_B
+    def with_padding(logits_BSV: torch.Tensor, targets: torch.Tensor, frames_B: torch.Tensor, *rest: Any) -> Any:
+        return exact(logits_BSV, targets, frames_B, *rest) + _nothing(logits_BSV, frames_B)
 
     exact = terms.ctc_loss
     scene.patch.setattr(terms, "ctc_loss", with_padding)
+
+
+def _nothing(frames_BSX: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """0 for every trial, with a gradient that is NaN behind the end of the short ones."""
+    inside_BS1 = torch.arange(frames_BSX.shape[1])[None, :, None] < lengths_B[:, None, None]
+    padded_BSX = frames_BSX + torch.where(inside_BS1, 0.0, -math.inf)
+    lse_BS = padded_BSX.logsumexp(-1)
+    return torch.where(inside_BS1[..., 0], lse_BS, torch.zeros_like(lse_BS)).sum(1) * 0
 
 
 def one_row_too_few(scene: Scene) -> None:

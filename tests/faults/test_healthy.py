@@ -20,7 +20,7 @@ RUNS: tuple[tuple[Base, tuple[str, ...]], ...] = (
     *(("gru", ("training.loss_normalisation=per_token", f"seed={seed}")) for seed in (16,)),
     *(("gru", ("augmentation.white_noise_std=0.0", f"seed={seed}")) for seed in (17,)),
     *(("curriculum", (f"seed={seed}",)) for seed in (1, 2, 3, 4)),
-    *(("curriculum", ("model.ssm.bidirectional=false", f"seed={seed}")) for seed in (5,)),
+    *(("curriculum", ("training.loss_scaling=length", f"seed={seed}")) for seed in (5,)),
     *(("curriculum", ("training.loss_scaling=gradient_norm", f"seed={seed}")) for seed in (6,)),
     *(("recordings", (f"seed={seed}",)) for seed in (1, 2, 3, 4)),
 )
