@@ -14,7 +14,7 @@ from sottovoce.core.checkpoints import read_state, read_tensors
 from sottovoce.core.records import read_json_lines
 
 STEPS = 14
-MACHINE = ("train/step_seconds", "train/peak_memory_mib")
+MACHINE = ("train/step_seconds", "train/data_wait_seconds", "train/peak_memory_mib")
 
 
 def overrides(data: Path, runs: Path, name: str, *more: str) -> list[str]:

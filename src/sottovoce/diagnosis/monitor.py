@@ -7,7 +7,6 @@ run is judged like an uninterrupted one.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,6 @@ class RunMonitor:
         self._run_dir = Path()
         self._updates = 0
         self._restored = False
-        self._ended: float | None = None
         """When the step before ended; None where the loop did something else since."""
         self._detectors: dict[str, Detector] = {
             "ownership": self.ownership,
@@ -80,25 +78,20 @@ class RunMonitor:
 
     def after_step(self, view: StepView) -> Iterator[Finding]:
         """Every detector looks at the step."""
-        now = time.perf_counter()
         activity = view.module.activity
         assert activity is not None
-        began = now - view.metrics.get("train/step_seconds", 0.0)
-        waited = None if self._ended is None else max(0.0, began - self._ended)
         rates = _rates(view)
         sample = self._sampler.after_update(view.step, view.module, view.optimizer, rates)
-        seen = Seen(view, activity, self._updates, sample, waited)
+        seen = Seen(view, activity, self._updates, sample)
         self._optimizer, self._updates = view.optimizer, view.module.progress.updates
         for detector in self._detectors.values():
             yield from detector.look(seen)
-        self._ended = None if self._pauses(view.step) else time.perf_counter()
 
     def validated(self, step: int, values: Mapping[str, float]) -> Iterator[Finding]:
         """After every validation."""
         assert self._module is not None
         position = self._module.progress.position
         self.events.validated(step, self.plan.curriculum.holds_back(position))
-        self._ended = None
         yield from self.validations.validated(step, values)
 
     def finished(self, step: int) -> Iterator[Finding]:
@@ -119,12 +112,6 @@ class RunMonitor:
         for name, detector in self._detectors.items():
             recall(detector, state[name])
         self._restored = True
-
-    def _pauses(self, step: int) -> bool:
-        """The loop writes or validates before the next step."""
-        training = self.plan.config.training
-        every = (training.validate_every_steps, training.checkpoint_every_steps, training.log_every_steps)
-        return any(step % steps == 0 for steps in every)
 
 
 def _rates(view: StepView) -> dict[str, float]:

@@ -121,15 +121,16 @@ class Blanks:
             f"{recent / floor:.2f} of the input-blind floor {floor:.3g}, changed by {slope:+.1%} over the last "
             f"{len(self.losses)} steps"
         )
+        lasting = duration >= self.plan.collapse_steps
         if relapse:
             yield from self._collapse(seen, f"{what}. It had left the blanks at step {self.left_at}: a relapse.", 0.85)
-        elif stuck and slope > -FLAT:
+        elif lasting and stuck and slope > -FLAT:
             why = " Nothing of the input is used."
             yield from self._collapse(seen, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.9)
-        elif slope > -FLAT:
+        elif lasting and slope > -FLAT:
             why = f" The exit is slow: the weights move by {self.movement:.1e} of their size a step."
             yield from self._collapse(seen, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.8)
-        elif "blank_plateau" not in self.told:
+        elif slope <= -FLAT and "blank_plateau" not in self.told:
             self.told.append("blank_plateau")
             yield monitored("blank_plateau", f"{what}. {self._exit(recent, slope)}", seen.step)
 

@@ -90,6 +90,8 @@ class Ownership:
         """The norm that was clipped by against the one of what the optimiser owns."""
         verdict = seen.view.verdict
         used = min(verdict.gradient_norm, verdict.limit)
+        if not math.isfinite(verdict.gradient_norm):
+            return
         factor, owned = seen.clip_factor, sample.owned_norm
         if sample.unowned and used > NORM_TOLERANCE * owned and "unowned_gradients" not in self.told:
             self.told.append("unowned_gradients")

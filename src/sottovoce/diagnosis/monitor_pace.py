@@ -51,7 +51,7 @@ class Pace:
         yield from self._slows(seen, seconds)
 
     def _waits(self, seen: Seen, seconds: float) -> Iterator[Finding]:
-        wait = seen.waited_seconds
+        wait = seen.view.metrics.get("train/data_wait_seconds")
         if wait is None:
             return
         self.waits = [*self.waits[1 - self.starved.window :], wait]

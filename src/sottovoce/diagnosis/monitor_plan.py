@@ -61,6 +61,11 @@ class Plan:
         return max(short, round(WINDOW_SHARE * self.total_steps))
 
     @property
+    def collapse_steps(self) -> int:
+        """Steps of nothing but blanks that are a collapse and no slow start (row D6)."""
+        return max(MOST_PATIENCE, round(WINDOW_SHARE * self.total_steps))
+
+    @property
     def sample_every(self) -> int:
         """Steps between two samples of the weights: about thirty of a short run."""
         return min(50, max(5, self.total_steps // 30))
@@ -99,8 +104,6 @@ class Seen:
     updates: int
     """Steps before this one that moved the weights: what the schedule counts."""
     sample: Sample | None = None
-    waited_seconds: float | None = None
-    """From the end of the step before to the beginning of this one; None where something else lay between."""
 
     @property
     def step(self) -> int:

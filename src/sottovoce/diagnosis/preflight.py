@@ -14,6 +14,7 @@ from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.known_answers import known_answers
 from sottovoce.diagnosis.linter import lint
 from sottovoce.diagnosis.preflight_data import (
+    check_augmentation,
     check_pipeline,
     check_sampling,
     check_signals,
@@ -21,7 +22,7 @@ from sottovoce.diagnosis.preflight_data import (
     check_splits,
 )
 from sottovoce.diagnosis.preflight_exit import check_exit
-from sottovoce.diagnosis.preflight_layers import check_layers
+from sottovoce.diagnosis.preflight_layers import check_layers, check_precision
 from sottovoce.diagnosis.preflight_losses import (
     check_batch_dependence,
     check_infinite_targets,
@@ -69,11 +70,19 @@ def check_steps(subject: Subject) -> Iterator[Finding]:
     yield from check_memory(subject, rehearsals)
 
 
-DATA_CHECKS: Final[tuple[Check, ...]] = (check_signals, check_splits, check_sampling, check_speakers, check_pipeline)
+DATA_CHECKS: Final[tuple[Check, ...]] = (
+    check_signals,
+    check_splits,
+    check_sampling,
+    check_speakers,
+    check_pipeline,
+    check_augmentation,
+)
 """Those that read signals or compare splits; `preflight(…, data=False)` leaves them out."""
 PHASES: Final[tuple[tuple[Check, ...], ...]] = (
     (check_labels,),
-    (check_weights, check_frame_formula),
+    (check_weights, check_precision),
+    (check_frame_formula,),
     (check_feasibility, check_transducer_lengths, *DATA_CHECKS),
     (check_ownership, check_held, check_schedule, check_infinite_targets, check_reductions, check_batch_dependence),
     (known_answers, check_layers),

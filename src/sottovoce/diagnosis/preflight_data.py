@@ -9,6 +9,7 @@ import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -35,6 +36,9 @@ SHARED_SENTENCES: Final = 0.01
 """Share of the validation sentences; more are a leak rather than chance (row H1)."""
 LARGEST_IMBALANCE: Final = 5.0
 """Between the expected draws of two trials; row H4."""
+MOST_ADDED: Final = 3.0
+"""Norm of what augmentation adds, relative to the features' own; the official T15 recipe adds about as much as there is
+(a threshold by design, row D7)."""
 
 
 def check_signals(subject: Subject) -> Iterator[Finding]:
@@ -192,3 +196,19 @@ def check_pipeline(subject: Subject) -> Iterator[Finding]:
         return
     evidence = f"{read.trial_ids[0]} without augmentation comes out with {difference}."
     yield found("train_eval_mismatch", evidence, "preflight")
+
+
+def check_augmentation(subject: Subject) -> Iterator[Finding]:
+    """What augmentation adds to the features does not drown them."""
+    prepared, read = subject.prepared, subject.whole
+    if prepared.pipeline.augmentation == AugmentationConfig() or prepared.config.preprocessor.log_mel is not None:
+        return
+    evaluated = prepared.pipeline.evaluate(read.map_tensors(torch.Tensor.clone))
+    uncut = copy.copy(prepared.pipeline)
+    uncut.augmentation = replace(prepared.pipeline.augmentation, random_cut_bins=0)
+    draws = Draws(prepared.config.seed, 0, tuple(range(len(read))), read.signal.device)
+    augmented = uncut.train(read.map_tensors(torch.Tensor.clone), draws)
+    added, usual = (augmented.signal - evaluated.signal).norm(), evaluated.signal.norm()
+    if usual > 0 and added > MOST_ADDED * usual:
+        evidence = f"What augmentation adds to {len(read)} trials is {float(added / usual):.1f} times their features."
+        yield found("augmentation_strength", evidence, "preflight", support=0.8)

@@ -18,7 +18,7 @@ from sottovoce.core.trial import Batch
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight_numbers import half_precision_parts
 from sottovoce.diagnosis.preflight_padding import check_padding
-from sottovoce.diagnosis.preflight_ssm import check_ssm, needs_another_device
+from sottovoce.diagnosis.preflight_ssm import check_ssm, decays_in_low_precision, needs_another_device
 from sottovoce.diagnosis.subject import Subject
 from sottovoce.models import compose, conv, gru, ssm, ssm_cuda, ssm_mamba1, ssm_mamba2
 from sottovoce.models.compose import DecoderModel, ModelConfig
@@ -33,12 +33,16 @@ EARLY: Final = 0.25
 FULL: Final = (torch.float32, torch.float64)
 
 
+def check_precision(subject: Subject) -> Iterator[Finding]:
+    """Parameters in formats that cannot hold them; asked before anything is computed with them."""
+    yield from half_precision_parts(subject)
+    yield from decays_in_low_precision(subject)
+
+
 def check_layers(subject: Subject) -> Iterator[Finding]:
     """What is wrong with the model's layers and the features; the model is the run's own, on its own first trials."""
     replaced = list(replaced_parts(subject))
     yield from replaced
-    low = list(half_precision_parts(subject))
-    yield from low
     if not replaced:
         yield from check_ssm(subject)
     yield from smoothing_shift(subject)

@@ -53,7 +53,12 @@ def check_reductions(subject: Subject) -> Iterator[Finding]:
     names = [n for n in TOKEN_LOSSES if any(n in moment.activity.weights for moment in subject.moments)]
     factors = dict(_factors(subject, names))
     wrong = {name: factor for name, factor in factors.items() if not 1 / LARGEST_FACTOR <= factor <= LARGEST_FACTOR}
-    if wrong:
+    if zero := [name for name, factor in wrong.items() if factor == 0]:
+        evidence = (
+            f"On uniform logits the loss {zero[0]} of {KNOWN_LABELS} labels in {KNOWN_FRAMES} frames is exactly 0."
+        )
+        yield found("zero_loss", evidence, "preflight")
+    elif wrong:
         name, factor = next(iter(wrong.items()))
         evidence = (
             f"On uniform logits the loss {name} of {KNOWN_LABELS} labels in {KNOWN_FRAMES} frames is {factor:.3g} "

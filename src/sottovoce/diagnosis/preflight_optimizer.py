@@ -189,7 +189,12 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
     try:
         gradients = []
         for batch_size, parts in ((size, 1), (1, size)):
-            training = replace(config.training, batch_size=batch_size, gradient_accumulation_steps=parts)
+            training = replace(
+                config.training,
+                batch_size=batch_size,
+                gradient_accumulation_steps=parts,
+                loss_scaling="none",  # a balance that is measured stays the same throughout a step
+            )
             module.config = replace(config, training=training)
             gradients.append(_decoder_gradient(subject, batch_size, parts))
     finally:

@@ -66,19 +66,19 @@ class _Layer:
 
 def check_ssm(subject: Subject) -> Iterator[Finding]:
     """What is wrong with the state-space layers of a fresh model; nothing where there are none."""
-    config = subject.prepared.config.model.ssm
-    model = subject.module.model
-    layers = [_Layer(name, part) for name, part in model.named_modules() if isinstance(part, Mamba1 | Mamba2)]
+    config, layers = subject.prepared.config.model.ssm, _layers(subject)
     if config is None or not layers:
         return
-    precision = list(_low_precision(subject, layers))
-    yield from precision
     lost = list(_lost_steps(config, layers))
     yield from lost
-    if not (lost or precision):
+    if not lost:
         yield from _short_memory(subject, layers)
-    if not precision:
-        yield from _overflowing(subject, layers)
+    yield from _overflowing(subject, layers)
+
+
+def _layers(subject: Subject) -> list[_Layer]:
+    parts = subject.module.model.named_modules()
+    return [_Layer(name, part) for name, part in parts if isinstance(part, Mamba1 | Mamba2)]
 
 
 def _lost_steps(config: SSMConfig, layers: list[_Layer]) -> Iterator[Finding]:
@@ -118,7 +118,9 @@ def _short_memory(subject: Subject, layers: list[_Layer]) -> Iterator[Finding]:
     )
 
 
-def _low_precision(subject: Subject, layers: list[_Layer]) -> Iterator[Finding]:
+def decays_in_low_precision(subject: Subject) -> Iterator[Finding]:
+    """Decay rates, step sizes or states of state-space layers that are held in less than float32."""
+    layers = _layers(subject)
     may_be_bfloat16 = subject.prepared.config.training.precision != "float32" and not needs_another_device(subject)
     for layer in layers:
         block = layer.block

@@ -107,6 +107,7 @@ class DecoderTraining(lightning.LightningModule):
         """Nats of the same step by (loss, trial id)."""
         self._metrics: dict[str, float] = {}
         self._started = 0.0
+        self._ended: float | None = None
         self._verdict = Verdict(math.nan)
         self.activity: Activity | None = None
         """What the step in progress computes and moves."""
@@ -202,6 +203,8 @@ class DecoderTraining(lightning.LightningModule):
         """Forget the step before; let gradients reach what the next one moves."""
         self._started = time.perf_counter()
         self.parts, self.losses, self._metrics = [], {}, {}
+        if self._ended is not None:
+            self._metrics["train/data_wait_seconds"] = self._started - self._ended
         now = self.curriculum.activity(self.progress.position)
         if self.activity is None or now.rates.keys() != self.activity.rates.keys():
             freeze_others(self.named, now)
@@ -286,6 +289,7 @@ class DecoderTraining(lightning.LightningModule):
             self.progress.position = position.after_update(self.curriculum.stage(position))
         self._metrics["train/step_seconds"] = time.perf_counter() - self._started
         self.after_step(self._verdict, self._metrics)
+        self._ended = time.perf_counter()
 
 
 def _copied(batch: Batch) -> Batch:
