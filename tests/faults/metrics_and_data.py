@@ -13,6 +13,7 @@ import h5py
 import torch
 
 from sottovoce.core.checkpoints import read_state
+from sottovoce.core.symbols import PHONEMES
 from sottovoce.decoding import greedy
 from sottovoce.evaluation import inference, scoring
 from sottovoce.features.pipeline import FeaturePipeline
@@ -79,13 +80,13 @@ def symbols_shifted_by_one(scene: Scene) -> None:
 def evaluation_shifted_by_one(scene: Scene) -> None:
     """Only the written hypotheses are shifted: by a wrong table on the way to the file."""
 
+    ids = {name: i for i, name in enumerate(PHONEMES.symbols)}
+
     def shift(run_dir: Path) -> None:
         for file in run_dir.glob("hypotheses.*.jsonl"):
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             for line in lines:
-                for key in ("symbols", "hypothesis_symbols"):
-                    if key in line:
-                        line[key] = [max(i - 1, 1) for i in line[key]]
+                line["symbols"] = [PHONEMES.symbols[max(ids[symbol] - 1, 1)] for symbol in line["symbols"]]
             file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     scene.finished.append(shift)
@@ -153,6 +154,8 @@ def training_sentences_in_validation(scene: Scene) -> None:
     """Half of the validation trials are trials of training."""
     scene.data = shutil.copytree(scene.data, scene.folder / "leaked")
     for train_file in scene.data.rglob("data_train.hdf5"):
+        if not train_file.with_name("data_val.hdf5").exists():
+            continue
         with h5py.File(train_file) as train, h5py.File(train_file.with_name("data_val.hdf5"), "r+") as val:
             for target, source in list(zip(sorted(val), sorted(train), strict=False))[: len(val) // 2]:
                 for item in list(val[target]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -103,15 +102,6 @@ def inputs_of_other_trials(scene: Scene) -> None:
     scene.prepared.append(shuffle)
 
 
-def no_overfitting_guard(scene: Scene) -> None:
-    """Six training trials."""
-
-    def few(prepared: Prepared) -> Prepared:
-        return replace(prepared, train_indices=prepared.train_indices[:6])
-
-    scene.prepared.append(few)
-
-
 EPS = "training.optimizer.eps"
 LR = "training.optimizer.lr"
 EXHIBITS = (
@@ -131,11 +121,14 @@ EXHIBITS = (
     Exhibit("one stage's rate 60 times too high", "D3", "learning_rate_too_high", base="curriculum",
             overrides=("training.stages.1.learning_rate.encoder=60",)),
     Exhibit("warm-up beyond what the model bears", "D4", "schedule_degradation",
-            overrides=(f"{LR}=0.03", "training.scheduler.warmup_steps=230", "training.validate_every_steps=20")),
+            overrides=(f"{LR}=0.06", "training.scheduler.warmup_steps=590", "training.steps=600"),
+            ambiguous_with=("learning_rate_too_high",), slow=True),
     Exhibit("signals that tell nothing", "D6", "blank_collapse", inputs_of_other_trials,
             overrides=("training.steps=600",), slow=True),
     Exhibit("overwhelming noise", "D7", "augmentation_strength",
             overrides=("augmentation.white_noise_std=20.0",)),
-    Exhibit("six training trials", "-", "overfitting", no_overfitting_guard,
-            overrides=("training.steps=480", "training.validate_every_steps=30", "training.batch_size=2"), slow=True),
+    Exhibit("a hundred trials without augmentation or dropout", "-", "overfitting",
+            overrides=(f"{LR}=0.01", "training.scheduler.name=constant", "training.steps=480", "model.gru.units=96",
+                       "model.gru.dropout=0", "model.head_dropout=0",
+                       "augmentation.white_noise_std=0", "augmentation.constant_offset_std=0"), slow=True),
 )  # fmt: skip

@@ -47,7 +47,7 @@ def clip_norm_of_everything(scene: Scene) -> None:
 
     def add(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
         scene.patch.setattr(GradientGuard, "inspect", clip_all)
-        scene.patch.setitem(compose.COMPONENT_OF, "auxiliary", "encoder")
+        scene.patch.setitem(compose.COMPONENT_OF, "auxiliary", "flow_bridge")
         models.append(module.model)
         module.model.register_parameter("auxiliary", nn.Parameter(torch.ones(1)))
         module.model.head.register_forward_hook(
@@ -134,13 +134,13 @@ def schedule_of_a_dead_optimizer(scene: Scene) -> None:
     scene.patch.setattr(module_file, "set_learning_rates", freeze_rates)
 
 
-def micro_batches_are_averaged(scene: Scene) -> None:
-    """The mean over each micro-batch, then the mean over micro-batches: tokens weigh differently in each."""
+def micro_batches_are_added_up(scene: Scene) -> None:
+    """The mean over each micro-batch, and nobody who divides by their number."""
 
-    def own_mean(module: DecoderTraining, name: str, nats_B: torch.Tensor, batch: Any, terms: Any) -> torch.Tensor:
-        return nats_B.sum() / batch.label_lengths_B.sum() * 20 / module.micro_batches
+    def undivided(module: DecoderTraining, name: str, nats_B: torch.Tensor, batch: Any, terms: Any) -> torch.Tensor:
+        return nats_B.sum() / len(nats_B)
 
-    scene.patch.setattr(DecoderTraining, "share", own_mean)
+    scene.patch.setattr(DecoderTraining, "share", undivided)
 
 
 def decayed_biases(scene: Scene) -> None:
@@ -160,7 +160,7 @@ EXHIBITS = (
     Exhibit("moments lost in mid-run", "B5", "optimizer_recreated", optimizer_is_recreated),
     Exhibit("schedule stepped once an epoch", "B6", "schedule_not_stepped", schedule_is_stepped_once_an_epoch),
     Exhibit("schedule of another optimiser", "B6", "schedule_not_stepped", schedule_of_a_dead_optimizer),
-    Exhibit("micro-batches averaged by tokens", "B7", "accumulation_mismatch", micro_batches_are_averaged,
+    Exhibit("micro-batches added up undivided", "B7", "accumulation_mismatch", micro_batches_are_added_up,
             overrides=("training.batch_size=4", "training.gradient_accumulation_steps=2")),
     Exhibit("biases in the decayed group", "I5", "ambiguous_parameter_groups", decayed_biases),
 )  # fmt: skip
