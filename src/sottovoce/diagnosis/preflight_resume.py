@@ -117,6 +117,7 @@ class _Rehearsed:
         part = StepPart(step, 0, (0, 1), _batch(step))
         loss = self.module.training_step(part, step)
         loss.backward()
+        self.module.owners_checked = True  # a stage that trains nothing is told of by another check
         self.module.on_before_optimizer_step(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()

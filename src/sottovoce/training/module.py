@@ -111,7 +111,8 @@ class DecoderTraining(lightning.LightningModule):
         self._verdict = Verdict(math.nan)
         self.activity: Activity | None = None
         """What the step in progress computes and moves."""
-        self._check_owners = False
+        self.owners_checked = True
+        """What learns has been held against what receives a gradient since it last changed."""
 
     @property
     def micro_batches(self) -> int:
@@ -208,7 +209,7 @@ class DecoderTraining(lightning.LightningModule):
         now = self.curriculum.activity(self.progress.position)
         if self.activity is None or now.rates.keys() != self.activity.rates.keys():
             freeze_others(self.named, now)
-            self._check_owners = True
+            self.owners_checked = False
         self.activity = now
 
     def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
@@ -262,10 +263,10 @@ class DecoderTraining(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The guard's look, after backward and un-scaling and before the weights move."""
-        if self._check_owners:
+        if not self.owners_checked:
             assert self.activity is not None
             check_owners(self.named, self.activity)
-            self._check_owners = False
+            self.owners_checked = True
         several = len(self.activity.weights) > 1 if self.activity else False
         losses = {f"{trial} {name}" if several else trial: nats for (name, trial), nats in self.losses.items()}
         owned = owned_by(optimizer, self.named)
