@@ -122,7 +122,7 @@ EXHIBITS = (
             overrides=("training.stages.1.learning_rate.encoder=60",)),
     Exhibit("warm-up beyond what the model bears", "D4", "schedule_degradation",
             overrides=(f"{LR}=0.06", "training.scheduler.warmup_steps=590", "training.steps=600"),
-            ambiguous_with=("learning_rate_too_high",), slow=True),
+            missed="beyond the turning point the training loss rises too, so the rate itself is blamed", slow=True),
     Exhibit("signals that tell nothing", "D6", "blank_collapse", inputs_of_other_trials,
             overrides=("training.steps=600",), slow=True),
     Exhibit("overwhelming noise", "D7", "augmentation_strength",

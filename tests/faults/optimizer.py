@@ -51,7 +51,9 @@ def clip_norm_of_everything(scene: Scene) -> None:
         models.append(module.model)
         module.model.register_parameter("auxiliary", nn.Parameter(torch.ones(1)))
         module.model.head.register_forward_hook(
-            lambda head, inputs, logits: logits + 0 * logits.detach() + 1000 * _unit_gradient(module.model.auxiliary)
+            lambda head, inputs, logits: (
+                logits + 1000 * _unit_gradient(module.model.auxiliary) * torch.eye(logits.shape[-1])[1]
+            )
         )
 
     def clip_all(guard: GradientGuard, parameters: Any, losses: Any, *rest: Any, **more: Any) -> Verdict:

@@ -109,6 +109,8 @@ class Exhibit:
     overrides: tuple[str, ...] = ()
     ambiguous_with: tuple[str, ...] = ()
     """Causes that the evidence cannot be told from; then one of them may come first, if the finding says so."""
+    missed: str = ""
+    """Why another cause is named, where that is so."""
     slow: bool = False
     """Left to `make museum`."""
 
@@ -155,6 +157,8 @@ def findings_of(exhibit: Exhibit, scene: Scene) -> list[Finding]:
         evaluate_run(load_run(run_dir), "val")
     except SottovoceError as stopped:
         (scene.folder / "stopped").write_text(str(stopped), encoding="utf-8")
+        if not run_dir.exists():
+            return ranked(before)  # refused at its first step
     for end in scene.finished:
         end(run_dir)
     return explain(run_dir)
