@@ -175,7 +175,7 @@ def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
 def test_what_the_system_refuses_is_one_line(
     error: OSError, line: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(path: Path) -> None:
+    def refuse(*arguments: object) -> None:
         raise error
 
     monkeypatch.setattr("sottovoce.reporting.write_report", refuse)

@@ -40,6 +40,17 @@ def with_curve(name: str, curve: Callable[[int], float]) -> Change:
     return change
 
 
+def lost_from(step: int) -> Change:
+    """Every loss is NaN from one step on."""
+
+    def change(run: RunDirectory) -> None:
+        for name in ("train/loss", "train/ctc_loss"):
+            usual = run.curves[name]
+            run.curves[name] = lambda s, usual=usual: usual(s) if s < step else math.nan  # type: ignore[misc]
+
+    return change
+
+
 def curves(**by_name: Callable[[int], float]) -> Change:
     def change(run: RunDirectory) -> None:
         for name, curve in by_name.items():
@@ -101,7 +112,7 @@ FAULTS: dict[str, tuple[str, Change]] = {
         "swallowed_exception",
         with_curve("train/ctc_loss", lambda s: 0.0 if s % 40 == 0 else 20.0),
     ),
-    "nan": ("poisoned_weights", with_curve("train/loss", lambda s: 10.0 if s < 130 else math.nan)),
+    "nan": ("poisoned_weights", lost_from(130)),
     "unlike terms": ("reduction_mismatch", with_curve("train/transducer_loss", lambda s: 2600 * math.exp(-s / 80))),
     "total": ("reduction_mismatch", with_curve("train/loss", lambda s: (5 + 95 * math.exp(-s / 80)) / 26)),
     "no metric": ("metric_missing", lambda run: no_metric(run)),

@@ -29,6 +29,7 @@ from sottovoce.diagnosis.monitor_sample import Sample
 from sottovoce.diagnosis.monitor_updates import Norms, Updates
 from sottovoce.diagnosis.monitor_validation import Validations
 from sottovoce.losses.ctc import ctc_loss
+from sottovoce.training import loop as loop_file
 from sottovoce.training import module as module_page
 from sottovoce.training import terms as terms_page
 from sottovoce.training.composition import compose_config
@@ -94,7 +95,7 @@ def test_a_resumed_run_is_silent_and_remembers(tiny_t15: Path, tmp_path: Path) -
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         start(prepared, monitor)
     again = RunMonitor(_prepare(tiny_t15, tmp_path, "training.steps=12"))
-    resume(tmp_path / "run", watch=again)
+    resume(tmp_path / "run", watch=lambda prepared: again)
     events = read_json_lines(tmp_path / "run" / "events.jsonl")
     assert [e for e in events if "severity" in e] == []
     assert again.moments.step == 12
@@ -236,7 +237,7 @@ def _keep_bf16(patch: pytest.MonkeyPatch) -> None:
 
 def _smoothed_choice(patch: pytest.MonkeyPatch) -> None:
     values = iter([(0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0)])
-    patch.setattr(RunLoop, "_ranked", lambda self, found: next(values))
+    patch.setattr(loop_file, "ranked", lambda found, metric: next(values))
     shown = iter([0.5, 0.6, 0.7, 0.8])
     original = RunMonitor.validated
     patch.setattr(
@@ -320,12 +321,13 @@ def _seen(
     module: DecoderTraining, step: int, norm: float = 5.0, sample: Sample | None = None, **metrics: float
 ) -> Seen:
     rate = metrics.pop("rate", 1.0)
-    wait = metrics.pop("wait", None)
+    if "wait" in metrics:
+        metrics["train__data_wait_seconds"] = metrics.pop("wait")
     verdict = Verdict(norm, "clip" if norm > 10 else "step", limit=10.0)
     named = {name.replace("__", "/"): value for name, value in metrics.items()}
     optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate, "peak_lr": 1.0}], lr=rate)
     view = StepView(step, verdict, named, {}, module, optimizer, "train")
-    return Seen(view, Activity({"ctc": 1.0}, {"encoder": 1.0}), step - 1, sample, wait)
+    return Seen(view, Activity({"ctc": 1.0}, {"encoder": 1.0}), step - 1, sample)
 
 
 def _sample(step: int, ratio: float = 0.005, **facts: Any) -> Sample:

@@ -14,6 +14,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
 from sottovoce.diagnosis.preflight import preflight
 from sottovoce.diagnosis.subject import Subject
+from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import start
@@ -100,7 +101,7 @@ def test_training_after_preflight_is_training_without(tiny_t15: Path, tmp_path: 
     runs = []
     for name in ("with", "without"):
         prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, name)))
-        runs.append(start(prepared, findings=preflight(prepared) if name == "with" else ()))
+        runs.append(start(prepared, RunWatch(prepared, preflight(prepared)) if name == "with" else None))
     assert_same_run(*runs)
 
 
@@ -126,7 +127,7 @@ def test_findings_of_a_run_that_goes_on_are_events(
 ) -> None:
     prepared = demo("training.steps=3")
     monkeypatch.setattr("sottovoce.diagnosis.preflight_targets.LEAST_MARGIN", 1000)
-    run_dir = start(prepared, findings=preflight(prepared))
+    run_dir = start(prepared, RunWatch(prepared, preflight(prepared)))
     events = [e for e in read_json_lines(run_dir / "events.jsonl") if e["event"] == "ctc_infeasible"]
     assert [(e["step"], e["severity"], e["source"]) for e in events] == [(0, "warning", "preflight")]
     assert "ctc_infeasible" in capsys.readouterr().err

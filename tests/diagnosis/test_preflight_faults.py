@@ -161,7 +161,7 @@ def test_biases_that_decay(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> No
 def test_parameters_that_no_loss_uses(demo: Prepare) -> None:
     prepared = demo("model.transducer={}")
     findings = preflight(prepared)
-    assert codes(findings) == ["unused_parameters"]
+    assert codes(findings) == ["unread_config_key", "unused_parameters"]
     assert "transducer.embedding.weight" in findings[0].evidence
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.preflight_layers import check_layers
+from sottovoce.diagnosis.preflight_layers import check_layers, check_precision
 from sottovoce.diagnosis.subject import Subject
 from sottovoce.features import pipeline as feature_pipeline
 from sottovoce.features.pipeline import FeaturePipeline
@@ -97,7 +97,7 @@ def test_a_scan_that_divides_by_its_decays(tiny_t15: Path) -> None:
 def test_decays_in_bfloat16(tiny_t15: Path) -> None:
     subject = ssm_subject(tiny_t15)
     blocks(subject)[0].A_log.data = blocks(subject)[0].A_log.data.bfloat16()
-    assert codes(check_layers(subject))[0] == "ssm_low_precision"
+    assert codes(check_precision(subject))[0] == "ssm_low_precision"
 
 
 def test_a_scan_that_is_given_bfloat16_by_the_autocast(tiny_t15: Path, monkeypatch: Patch) -> None:
@@ -110,19 +110,19 @@ def test_a_scan_that_is_given_bfloat16_by_the_autocast(tiny_t15: Path, monkeypat
     functional = SimpleNamespace(softplus=of_a_product, pad=nn.functional.pad, silu=nn.functional.silu)
     monkeypatch.setattr("sottovoce.models.ssm_mamba2.full_precision", lambda x: nullcontext())
     monkeypatch.setattr("sottovoce.models.ssm_mamba2.functional", functional)
-    assert codes(check_layers(ssm_subject(tiny_t15, "training.precision=bfloat16")))[0] == "ssm_low_precision"
+    assert codes(check_precision(ssm_subject(tiny_t15, "training.precision=bfloat16")))[0] == "ssm_low_precision"
 
 
 def test_parameters_in_bfloat16(tiny_t15: Path) -> None:
     subject = gru_subject(tiny_t15)
     subject.module.model.bfloat16()
-    assert codes(check_layers(subject)) == ["bf16_parameters"]
+    assert codes(check_precision(subject)) == ["bf16_parameters"]
 
 
 def test_parameters_in_float16(tiny_t15: Path) -> None:
     subject = gru_subject(tiny_t15)
     subject.module.model.half()
-    assert codes(check_layers(subject)) == ["fp16_underflow"]
+    assert codes(check_precision(subject)) == ["fp16_underflow"]
 
 
 class MeanOverPadding(nn.Module):

@@ -23,7 +23,7 @@ from sottovoce.diagnosis import (
 )
 from sottovoce.diagnosis.causes import cause, found
 from sottovoce.diagnosis.explainer_suspicion import Rule, Suspicion
-from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS, follows_from, ranked
+from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS, ranked
 from sottovoce.diagnosis.run_record import RunRecord, read_run
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -79,7 +79,8 @@ def explain(run_dir: Path, include_notes: bool = False) -> list[Finding]:
 def explain_record(record: RunRecord, include_notes: bool = False) -> list[Finding]:
     """What `explain` says of a run that has been read already."""
     suspicions = [suspicion for rule in RULES for suspicion in rule(record)]
-    findings = ranked(_without_weak_rivals(_merged(suspicions)))
+    merged = _merged(suspicions)
+    findings = ranked(_without_weak_rivals(merged), _alternatives(merged))
     if include_notes:
         if not findings and not record.finished:
             evidence = f"The last record is of step {record.last_step}; the run still trains, or was stopped."
@@ -122,7 +123,7 @@ def _without_weak_rivals(found: Sequence[tuple[Finding, set[str]]]) -> list[Find
         stronger = [other for other in rivals if other.support > finding.support]
         if finding.code not in PLAIN_SYMPTOMS and any(r.support - finding.support > AMBIGUOUS for r in stronger):
             continue
-        close = [r for r in rivals if abs(r.support - finding.support) <= AMBIGUOUS and not _related(r, finding)]
+        close = [r for r in rivals if abs(r.support - finding.support) <= AMBIGUOUS]
         if close and not stronger and finding.code not in PLAIN_SYMPTOMS:
             finding = _ambiguous(finding, max(close, key=lambda r: r.support))
         kept.append(finding)
@@ -134,5 +135,11 @@ def _ambiguous(finding: Finding, rival: Finding) -> Finding:
     return replace(finding, tell_apart=f"Ambiguous between {finding.code} and {rival.code}. {how}".strip())
 
 
-def _related(a: Finding, b: Finding) -> bool:
-    return b.code in follows_from(a.code) or a.code in follows_from(b.code)
+def _alternatives(found: Sequence[tuple[Finding, set[str]]]) -> set[frozenset[str]]:
+    """Pairs of causes that explain the same observation: one of them is right, neither follows from the other."""
+    return {
+        frozenset((finding.code, other.code))
+        for finding, abouts in found
+        for other, also in found
+        if finding.code != other.code and abouts & also and not {finding.code, other.code} & PLAIN_SYMPTOMS
+    }

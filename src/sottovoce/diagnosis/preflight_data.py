@@ -208,6 +208,8 @@ def check_augmentation(subject: Subject) -> Iterator[Finding]:
     uncut.augmentation = replace(prepared.pipeline.augmentation, random_cut_bins=0)
     draws = Draws(prepared.config.seed, 0, tuple(range(len(read))), read.signal.device)
     augmented = uncut.train(read.map_tensors(torch.Tensor.clone), draws)
+    if augmented.signal.shape != evaluated.signal.shape:
+        return  # `check_pipeline` says so
     added, usual = (augmented.signal - evaluated.signal).norm(), evaluated.signal.norm()
     if usual > 0 and added > MOST_ADDED * usual:
         evidence = f"What augmentation adds to {len(read)} trials is {float(added / usual):.1f} times their features."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -13,12 +13,15 @@ PLAIN_SYMPTOMS: Final = frozenset({"nonfinite_loss", "nonfinite_gradient", "grad
 """What the guard saw; any cause that explains it comes first."""
 
 
-def ranked(findings: Sequence[Finding]) -> list[Finding]:
-    """Roots first; what follows from another finding behind, saying so. Then severity, support, earliest step."""
+def ranked(findings: Sequence[Finding], alternatives: Collection[frozenset[str]] = ()) -> list[Finding]:
+    """Roots first; what follows from another finding behind, saying so. Then severity, support, earliest step.
+
+    `alternatives` are pairs of codes of which one is right: neither follows from the other here.
+    """
     codes = {finding.code for finding in findings}
     roots: dict[str, list[str]] = {}
     for code in codes:
-        above = [c for c in codes - {code} if code in follows_from(c) and c not in follows_from(code)]
+        above = [c for c in codes - {code} if _leads_to(c, code) and frozenset((c, code)) not in alternatives]
         roots[code] = sorted(above)
     marked = [
         replace(f, evidence=f"{f.evidence} Follows from {' or '.join(roots[f.code])}.") if roots[f.code] else f
@@ -32,6 +35,10 @@ def ranked(findings: Sequence[Finding]) -> list[Finding]:
         return bool(roots[finding.code]), severity, finding.code in plain, -finding.support, step, finding.code
 
     return sorted(marked, key=place)
+
+
+def _leads_to(root: str, code: str) -> bool:
+    return code in follows_from(root) and root not in follows_from(code)
 
 
 def follows_from(code: str) -> frozenset[str]:
