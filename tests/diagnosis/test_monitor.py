@@ -341,7 +341,7 @@ def _drive(detector: Any, seen: Iterator[Seen]) -> list[Finding]:
 def _blank_run(
     module: DecoderTraining, loss: Callable[[int], float], blank: Callable[[int], float], **facts: Any
 ) -> Iterator[Seen]:
-    for step in range(1, 301):
+    for step in range(1, 651):
         metrics = {"train__ctc_loss": loss(step), "train__blank_fraction": blank(step)}
         yield _seen(module, step, sample=_sample(step, **facts) if step % 10 == 0 else None, **metrics)
 
@@ -356,7 +356,7 @@ def test_blanks_at_the_floor_are_a_collapse(module_and_plan: tuple[DecoderTraini
     module, plan = module_and_plan
     (found,) = _drive(Blanks(plan), _blank_run(module, lambda s: 99.0 + (s % 3), lambda s: 1.0))
     assert (found.code, found.severity) == ("blank_collapse", "error")
-    assert found.step is not None and found.step < 200
+    assert found.step is not None and 500 <= found.step < 520  # a slow start is nobody's fault for 500 steps
 
 
 def test_a_flat_loss_below_the_floor_with_a_large_epsilon_points_to_it(

@@ -162,7 +162,7 @@ def test_parameters_that_no_loss_uses(demo: Prepare) -> None:
     prepared = demo("model.transducer={}")
     findings = preflight(prepared)
     assert codes(findings) == ["unread_config_key", "unused_parameters"]
-    assert "transducer.embedding.weight" in findings[0].evidence
+    assert "transducer.embedding.weight" in findings[1].evidence
 
 
 def test_a_flat_schedule(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:

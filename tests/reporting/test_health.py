@@ -9,7 +9,8 @@ import pytest
 
 from sottovoce.core.findings import Finding
 from sottovoce.reporting import write_report
-from sottovoce.reporting.health_figure import health_figure
+from sottovoce.reporting.figures import BAD, SERIES
+from sottovoce.reporting.health_figure import _marks, _short, health_figure
 from sottovoce.reporting.health_section import looked_at
 from sottovoce.reporting.run_files import read_run
 from sottovoce.reporting.style import STYLE
@@ -79,6 +80,20 @@ def test_marks_close_to_each_other_are_one(run_dir):
     assert ">2<" in far
 
 
+def test_a_mark_that_several_share_has_the_colour_of_the_gravest(run_dir):
+    earlier = Finding(**(LATER.as_dict() | {"step": 119}))
+    assert _marks([FOUND, earlier], 200) == [(119, "1, 2", BAD)]
+    assert _marks([earlier], 200) == [(119, "1", SERIES[1])]
+    assert ">1, 2<" in health_figure(read_run(run_dir), [FOUND, earlier])
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(0.001, "0.001"), (2500.0, "2500"), (1e4, "1e4"), (1e12, "1e12"), (1e-5, "1e-5")]
+)
+def test_powers_of_ten_are_written_in_one_way(value, label):
+    assert _short(value) == label
+
+
 def test_stages_and_releases_are_named(run_dir):
     stages = [{"step": step, "event": "stage_started", "stage": name} for step, name in ((0, "warm"), (90, "joint"))]
     add_lines(run_dir / "events.jsonl", [*stages, {"step": 150, "event": "unfrozen", "components": ["rnnt_decoder"]}])
@@ -90,6 +105,16 @@ def test_the_picture_has_the_colours_of_the_page_and_is_repeatable(run_dir):
     drawn = [health_figure(read_run(run_dir), [FOUND]) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert not re.findall("#[0-9a-f]{6}", drawn[0])
+
+
+def test_losses_are_drawn_in_one_unit(run_dir):
+    """The total may be per token, the validation's is per utterance; they never share an axis."""
+    names = ("train/ctc_loss", "train/transducer_loss")
+    lines = [{"step": step, "split": "train", "name": name, "value": 90.0} for step in (10, 200) for name in names]
+    add_lines(run_dir / "metrics.jsonl", lines)
+    drawn = health_figure(read_run(run_dir), [])
+    assert "Loss, nats per utterance" in drawn
+    assert [word in drawn for word in (">CTC<", ">CTC on validation<", ">transducer<")] == [True] * 3
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])

@@ -45,7 +45,7 @@ class RunMonitor:
         self._run_dir = Path()
         self._updates = 0
         self._restored = False
-        """When the step before ended; None where the loop did something else since."""
+        """The run goes on from a checkpoint."""
         self._detectors: dict[str, Detector] = {
             "ownership": self.ownership,
             "moments": self.moments,

@@ -99,7 +99,7 @@ def preflight(prepared: Prepared, data: bool = True) -> list[Finding]:
     Takes a few seconds: one or two short forward and backward passes for each stage. `data=False` leaves out what
     reads signals.
     """
-    subject, findings = Subject.of(prepared), lint(prepared.config, prepared)
+    subject, findings = Subject.of(prepared), list[Finding]()
     with subject.untouched():
         for phase in PHASES:
             for check in phase:
@@ -107,4 +107,4 @@ def preflight(prepared: Prepared, data: bool = True) -> list[Finding]:
                     findings += check(subject)
             if any(finding.severity == "error" for finding in findings):
                 break
-    return ranked(findings)
+    return ranked([*lint(prepared.config, prepared), *findings])

@@ -21,9 +21,11 @@ CLOSE: Final = 0.03
 """Marks nearer than this share of the axis stand on one another's toes and are joined."""
 NUMBERS_ABOVE: Final = 23
 NAMES_ABOVE: Final = 35
-"""Points above the first panel, over its title, where the numbers of findings and the names of events stand."""
+"""Points above the first panel, over its title, where the numbers of findings and the names of events stand; names
+take the numbers' place where there are none."""
 _EVENTS: Final = {"stage_started": "stage", "unfrozen": "components", "resumed": "", "run_aborted": ""}
 _COLOURS: Final = {"error": BAD, "warning": SERIES[1], "note": MUTED}
+_WORST: Final = tuple(_COLOURS.values())
 Panel = tuple[str, float, Callable[["Axes"], None]]
 """Title, height in inches, and what draws it."""
 
@@ -52,7 +54,8 @@ def health_figure(run: RunFiles, findings: Sequence[Finding]) -> str:
             for step, _, colour in _marks(findings, last):
                 one.axvline(step, color=colour, linewidth=1.1, alpha=0.75)
         axes[0].set_xlim(-0.01 * last, 1.01 * last)
-        _name_events(axes[0], run, last)
+        numbered = any(finding.step is not None for finding in findings)
+        _name_events(axes[0], run, last, NAMES_ABOVE if numbered else NUMBERS_ABOVE - 5)
         _number_findings(axes[0], findings, last)
         _format_steps(axes[-1])
 
@@ -60,9 +63,13 @@ def health_figure(run: RunFiles, findings: Sequence[Finding]) -> str:
 
 
 def _loss(run: RunFiles) -> list[Panel]:
-    lines = [
-        (run.curves[n], c, label) for n, c, label in _named(run, {"train/loss": "train", "val/loss": "validation"})
-    ]
+    """The decoders' losses, in the unit of the validation's; the total, which may have another, only without them."""
+    names, unit = {"train/ctc_loss": "CTC", "val/loss": "CTC on validation", "train/transducer_loss": "transducer"}, ""
+    if "train/ctc_loss" in run.curves or "train/transducer_loss" in run.curves:
+        unit = " per utterance"
+    else:
+        names = {"train/loss": "train", "val/loss": "validation"}
+    lines = [(run.curves[n], c, label) for n, c, label in _named(run, names)]
     if not lines:
         return []
 
@@ -72,7 +79,7 @@ def _loss(run: RunFiles) -> list[Panel]:
         _log_where_positive(axes, [value for (_, values), _, _ in lines for value in values])
         _legend(axes, [(label, colour) for _, colour, label in lines])
 
-    return [("Loss, nats", 1.5, fill)]
+    return [(f"Loss, nats{unit}", 1.5, fill)]
 
 
 def _norm(run: RunFiles) -> list[Panel]:
@@ -95,8 +102,9 @@ def _norm(run: RunFiles) -> list[Panel]:
             entries.append((f"clipped above {limit:g}", SERIES[1]))
         if skipped:
             axes.plot(
-                skipped, [0.05] * len(skipped), "|", color=BAD, markersize=8, transform=axes.get_xaxis_transform()
+                skipped, [0.06] * len(skipped), "|", color=BAD, markersize=7, transform=axes.get_xaxis_transform()
             )
+            axes.margins(y=0.14)  # the limit is often the lowest line, and the ticks stand below it
             entries.append((f"{len(skipped)} skipped", BAD))
         _log_where_positive(axes, [*norms, *([limit] if limit else [])])
         _legend(axes, entries)
@@ -184,7 +192,9 @@ def _log_where_positive(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _short(value: float) -> str:
-    return f"{value:.4g}" if 1e-3 <= value < 1e5 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+    if 1e-3 <= value < 1e4:
+        return f"{value:.4g}"
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
 
 def _events(run: RunFiles) -> list[tuple[int, str]]:
@@ -202,7 +212,7 @@ def _events(run: RunFiles) -> list[tuple[int, str]]:
     return found
 
 
-def _name_events(axes: Axes, run: RunFiles, last: int) -> None:
+def _name_events(axes: Axes, run: RunFiles, last: int, above: float) -> None:
     """Names above the first panel, one line; those without room are left to the list of events."""
     free = 0.0
     for step, name in _events(run):
@@ -214,24 +224,26 @@ def _name_events(axes: Axes, run: RunFiles, last: int) -> None:
             name,
             (step, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(-2 if right else 2, NAMES_ABOVE),
+            xytext=(-2 if right else 2, above),
             textcoords="offset points",
             fontsize=6.5,
             color=MUTED,
             ha="right" if right else "left",
         )
-        free = place + 0.011 * len(name) + 0.02
+        free = place + 0.0065 * len(name) + 0.012
 
 
 def _marks(findings: Sequence[Finding], last: int) -> list[tuple[int, str, str]]:
-    """Step, numbers and colour of each mark; findings that were seen at about one step share one."""
+    """Step, numbers and colour of each mark; findings that were seen at about one step share one, the gravest's."""
     marks: list[tuple[int, list[int], str]] = []
     placed = sorted((f.step, number, f) for number, f in enumerate(findings, 1) if f.step is not None)
     for step, number, finding in placed:
+        colour = _COLOURS[finding.severity]
         if marks and step - marks[-1][0] < CLOSE * last:
-            marks[-1][1].append(number)
+            first, numbers, other = marks[-1]
+            marks[-1] = (first, [*numbers, number], min(colour, other, key=_WORST.index))
         else:
-            marks.append((step, [number], _COLOURS[finding.severity]))
+            marks.append((step, [number], colour))
     return [(step, ", ".join(map(str, sorted(numbers))), colour) for step, numbers, colour in marks]
 
 
@@ -257,7 +269,7 @@ def _number_findings(axes: Axes, findings: Sequence[Finding], last: int) -> None
 def _format_steps(axes: Axes) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("step", color=MUTED, loc="right", labelpad=0)
     axes.spines["bottom"].set_color(GRID)

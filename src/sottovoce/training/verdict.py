@@ -101,7 +101,7 @@ class Verdict:
     """What the guard decided about one step."""
 
     gradient_norm: float
-    """L2 norm over all gradients of the optimiser before clipping; NaN or infinite in a bad step."""
+    """L2 norm over all gradients of the optimiser before clipping; NaN or infinite where a gradient is."""
     action: Action = "step"
     cause: Cause | None = None
     """Why the step was skipped or undone; None for one that may be taken."""
