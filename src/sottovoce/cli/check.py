@@ -28,7 +28,7 @@ from sottovoce.training.preparation import check_data, prepare
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add the verb and its options."""
-    parser = subparsers.add_parser("check", help="report the faults of a data set", description=__doc__)
+    parser = subparsers.add_parser("check", help="report the faults of a data set, or of a run before it starts", description=__doc__)
     parser.add_argument(
         "target", nargs="+", metavar="PATH", help="folder of a data set, or one file of it; or recipe=NAME key=value …"
     )
@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what was found; 1 when a trial or file is unusable, else 0.
+    """Print what was found; 1 when a trial or file is unusable, or the run has an error, else 0.
 
     Raises:
         DataError: there is no data set to read.

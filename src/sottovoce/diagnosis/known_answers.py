@@ -1,7 +1,7 @@
 """Questions with known answers, put to the very functions that the run will use: metrics, decoders, losses, guard.
 
 Every question is one whose wrong answer has been published as a result (`docs/failures`). They need no data but a few
-trials' labels, and no forward pass.
+trials' labels; the model itself is asked nothing.
 """
 
 from __future__ import annotations
