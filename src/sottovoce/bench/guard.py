@@ -28,8 +28,8 @@ BARE = "bare forward + backward + AdamW"
 def bench_guard(rounds: int = 20) -> list[Row]:
     """Per shape: the bare step, what guard and watch add to it, and the whole step of a run.
 
-    The watch looks closer at one step in fifty, in a run as short as this at one in five: the mean has more of that than
-    a real run.
+    The watch looks closer at one step in fifty, in a run as short as this at one in five: the mean has more of that
+    than a real run.
     """
     return [row for shape in SHAPES for row in _compare(shape, rounds)]
 

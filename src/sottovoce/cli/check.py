@@ -28,7 +28,9 @@ from sottovoce.training.preparation import check_data, prepare
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add the verb and its options."""
-    parser = subparsers.add_parser("check", help="report the faults of a data set, or of a run before it starts", description=__doc__)
+    parser = subparsers.add_parser(
+        "check", help="report the faults of a data set, or of a run before it starts", description=__doc__
+    )
     parser.add_argument(
         "target", nargs="+", metavar="PATH", help="folder of a data set, or one file of it; or recipe=NAME key=value …"
     )
