@@ -101,7 +101,10 @@ FAULTS: dict[str, tuple[str, Change]] = {
         "swallowed_exception",
         with_curve("train/ctc_loss", lambda s: 0.0 if s % 40 == 0 else 20.0),
     ),
-    "nan": ("poisoned_weights", with_curve("train/loss", lambda s: 10.0 if s < 130 else math.nan)),
+    "nan": (
+        "poisoned_weights",
+        with_curve("train/loss", lambda s: 5 + 95 * math.exp(-s / 80) if s < 130 else math.nan),
+    ),
     "unlike terms": ("reduction_mismatch", with_curve("train/transducer_loss", lambda s: 2600 * math.exp(-s / 80))),
     "total": ("reduction_mismatch", with_curve("train/loss", lambda s: (5 + 95 * math.exp(-s / 80)) / 26)),
     "no metric": ("metric_missing", lambda run: no_metric(run)),

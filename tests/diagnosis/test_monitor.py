@@ -94,7 +94,7 @@ def test_a_resumed_run_is_silent_and_remembers(tiny_t15: Path, tmp_path: Path) -
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         start(prepared, monitor)
     again = RunMonitor(_prepare(tiny_t15, tmp_path, "training.steps=12"))
-    resume(tmp_path / "run", watch=again)
+    resume(tmp_path / "run", watch=lambda prepared: again)
     events = read_json_lines(tmp_path / "run" / "events.jsonl")
     assert [e for e in events if "severity" in e] == []
     assert again.moments.step == 12
@@ -236,7 +236,7 @@ def _keep_bf16(patch: pytest.MonkeyPatch) -> None:
 
 def _smoothed_choice(patch: pytest.MonkeyPatch) -> None:
     values = iter([(0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0)])
-    patch.setattr(RunLoop, "_ranked", lambda self, found: next(values))
+    patch.setattr(RunLoop, "_ranked_if_main", lambda self, found: next(values))
     shown = iter([0.5, 0.6, 0.7, 0.8])
     original = RunMonitor.validated
     patch.setattr(
@@ -320,12 +320,11 @@ def _seen(
     module: DecoderTraining, step: int, norm: float = 5.0, sample: Sample | None = None, **metrics: float
 ) -> Seen:
     rate = metrics.pop("rate", 1.0)
-    wait = metrics.pop("wait", None)
     verdict = Verdict(norm, "clip" if norm > 10 else "step", limit=10.0)
     named = {name.replace("__", "/"): value for name, value in metrics.items()}
     optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate, "peak_lr": 1.0}], lr=rate)
     view = StepView(step, verdict, named, {}, module, optimizer, "train")
-    return Seen(view, Activity({"ctc": 1.0}, {"encoder": 1.0}), step - 1, sample, wait)
+    return Seen(view, Activity({"ctc": 1.0}, {"encoder": 1.0}), step - 1, sample)
 
 
 def _sample(step: int, ratio: float = 0.005, **facts: Any) -> Sample:
@@ -339,7 +338,7 @@ def _drive(detector: Any, seen: Iterator[Seen]) -> list[Finding]:
 def _blank_run(
     module: DecoderTraining, loss: Callable[[int], float], blank: Callable[[int], float], **facts: Any
 ) -> Iterator[Seen]:
-    for step in range(1, 301):
+    for step in range(1, 701):
         metrics = {"train__ctc_loss": loss(step), "train__blank_fraction": blank(step)}
         yield _seen(module, step, sample=_sample(step, **facts) if step % 10 == 0 else None, **metrics)
 
@@ -354,7 +353,7 @@ def test_blanks_at_the_floor_are_a_collapse(module_and_plan: tuple[DecoderTraini
     module, plan = module_and_plan
     (found,) = _drive(Blanks(plan), _blank_run(module, lambda s: 99.0 + (s % 3), lambda s: 1.0))
     assert (found.code, found.severity) == ("blank_collapse", "error")
-    assert found.step is not None and found.step < 200
+    assert found.step == 501  # five hundred steps of them: before that it may be a slow start
 
 
 def test_a_flat_loss_below_the_floor_with_a_large_epsilon_points_to_it(
@@ -417,11 +416,16 @@ def test_a_dominating_parameter(module_and_plan: tuple[DecoderTraining, Plan]) -
 
 def test_waiting_for_data_and_slowing_down(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
     module, plan = module_and_plan
-    waits = (_seen(module, s, wait=0.3, train__step_seconds=0.05) for s in range(1, 60))
+    waits = (_seen(module, s, train__data_wait_seconds=0.3, train__step_seconds=0.05) for s in range(1, 60))
     assert [f.code for f in _drive(Pace(plan), waits)] == ["data_starvation"]
-    slows = (_seen(module, s, wait=0.0, train__step_seconds=0.05 if s < 40 else 0.5) for s in range(1, 90))
+    slows = (
+        _seen(module, s, train__data_wait_seconds=0.0, train__step_seconds=0.05 if s < 40 else 0.5)
+        for s in range(1, 90)
+    )
     assert [f.code for f in _drive(Pace(plan), slows)] == ["throughput_drop"]
-    noisy = (_seen(module, s, wait=0.01, train__step_seconds=0.05 * (1 + s % 3)) for s in range(1, 90))
+    noisy = (
+        _seen(module, s, train__data_wait_seconds=0.01, train__step_seconds=0.05 * (1 + s % 3)) for s in range(1, 90)
+    )
     assert _drive(Pace(plan), noisy) == []
 
 

@@ -77,7 +77,7 @@ def test_lost_weights_acquit_the_batch(tiny_t15: Path, tmp_path: Path) -> None:
 
 def test_half_precision_overflow(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = terms.ctc_loss
-    monkeypatch.setattr(terms, "ctc_loss", lambda logits, *rest: right((logits * 1e6).half(), *rest))
+    monkeypatch.setattr(terms, "ctc_loss", lambda logits, *rest: right((logits * 1e6).half().float(), *rest))
     found = replayed(tiny_t15, tmp_path, nothing, "training.max_bad_steps=2")
     assert [f.code for f in found.findings] == ["fp16_overflow"]
     assert found.isolation.operation is not None

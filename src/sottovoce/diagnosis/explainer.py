@@ -122,7 +122,14 @@ def _without_weak_rivals(found: Sequence[tuple[Finding, set[str]]]) -> list[Find
         stronger = [other for other in rivals if other.support > finding.support]
         if finding.code not in PLAIN_SYMPTOMS and any(r.support - finding.support > AMBIGUOUS for r in stronger):
             continue
-        close = [r for r in rivals if abs(r.support - finding.support) <= AMBIGUOUS and not _related(r, finding)]
+        if any(other.code in follows_from(finding.code) for other in stronger):
+            continue  # it would explain the stronger one as well, and is less likely: that one names it as its rival
+        close = [
+            r
+            for r in rivals
+            if abs(r.support - finding.support) <= AMBIGUOUS
+            and (not _related(r, finding) or (r.support < finding.support and finding.code in follows_from(r.code)))
+        ]
         if close and not stronger and finding.code not in PLAIN_SYMPTOMS:
             finding = _ambiguous(finding, max(close, key=lambda r: r.support))
         kept.append(finding)
