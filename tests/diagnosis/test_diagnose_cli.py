@@ -8,6 +8,7 @@ import pytest
 
 from sottovoce.cli.main import main
 from tests.diagnosis.bad_runs import bad_run, first_capsule, long_labels
+from tests.diagnosis.run_directories import STEPS, RunDirectory
 
 PROMISED = {"code", "severity", "step", "evidence", "explanation", "fix"}
 
@@ -56,3 +57,33 @@ def test_what_cannot_be_diagnosed_is_said_in_one_line(
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert str(path) in printed.err
+
+
+def test_cause_evidence_and_fix_have_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path / "run")
+    fix = "training.optimizer.lr=0.01 seed=3: smaller steps"
+    details = {"severity": "error", "evidence": "Seen.", "explanation": "E.", "fix": fix, "source": "monitor"}
+    run.happened(30, "learning_rate_too_high", **details, support=1.0, tell_apart="Go back.")
+    path = run.write()
+    assert main(["diagnose", str(path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "error at step 30: learning_rate_too_high: E.",
+        "  evidence: Seen.",
+        "  override: training.optimizer.lr=0.01 seed=3",
+        "  fix: smaller steps",
+        "  to be sure: Go back.",
+        "  page: docs/failures/learning_rate_too_high.md",
+    ]
+    assert main(["diagnose", str(path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"][0]["override"] == "training.optimizer.lr=0.01 seed=3"
+
+
+def test_a_run_that_was_killed_is_not_called_healthy_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.is_finished = False
+    path = run.write()
+    assert main(["diagnose", str(path)]) == 0
+    healthy, unfinished = capsys.readouterr().out.splitlines()
+    assert healthy == f"{path}: healthy: nothing was found"
+    assert f"not finished, it still trains or was stopped; last record: step {STEPS}" in unfinished
+    assert unfinished.endswith(f"sottovoce train resume={path}")

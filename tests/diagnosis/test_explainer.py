@@ -224,6 +224,20 @@ def test_a_whole_batch_of_nan_after_growing_norms_is_the_learning_rate(tmp_path:
     assert first(run.write()) == "learning_rate_too_high"
 
 
+def test_gradients_that_are_not_finite(tmp_path: Path) -> None:
+    """A fault of a loss reaches all layers below it; that of a single parameter is not guessed at."""
+    run = RunDirectory(tmp_path / "all")
+    run.skipped("nonfinite_gradient", "encoder.gru.weight_ih_l0, encoder.gru.bias, head.weight and 4 more", 31)
+    assert first(run.write()) == "infinite_padding"
+    run = RunDirectory(tmp_path / "one")
+    run.skipped("nonfinite_gradient", "encoder.initial_state", 31)
+    capsule = run.folder / "capsules" / "31"
+    capsule.mkdir(parents=True)
+    (finding,) = explain(run.write())
+    assert (finding.code, finding.severity) == ("nonfinite_gradient", "warning")
+    assert finding.fix.startswith(f"sottovoce diagnose {capsule} --replay finds")
+
+
 def test_findings_of_the_run_itself_are_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     details = {"severity": "error", "evidence": "2 names.", "explanation": "E.", "fix": "F.", "source": "preflight"}

@@ -29,7 +29,6 @@ from sottovoce.diagnosis.monitor_sample import Sample
 from sottovoce.diagnosis.monitor_updates import Norms, Updates
 from sottovoce.diagnosis.monitor_validation import Validations
 from sottovoce.losses.ctc import ctc_loss
-from sottovoce.training import loop as loop_file
 from sottovoce.training import module as module_page
 from sottovoce.training import terms as terms_page
 from sottovoce.training.composition import compose_config
@@ -237,7 +236,7 @@ def _keep_bf16(patch: pytest.MonkeyPatch) -> None:
 
 def _smoothed_choice(patch: pytest.MonkeyPatch) -> None:
     values = iter([(0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0)])
-    patch.setattr(loop_file, "ranked", lambda found, metric: next(values))
+    patch.setattr(RunLoop, "_ranked_if_main", lambda self, found: next(values))
     shown = iter([0.5, 0.6, 0.7, 0.8])
     original = RunMonitor.validated
     patch.setattr(
@@ -341,7 +340,7 @@ def _drive(detector: Any, seen: Iterator[Seen]) -> list[Finding]:
 def _blank_run(
     module: DecoderTraining, loss: Callable[[int], float], blank: Callable[[int], float], **facts: Any
 ) -> Iterator[Seen]:
-    for step in range(1, 651):
+    for step in range(1, 701):
         metrics = {"train__ctc_loss": loss(step), "train__blank_fraction": blank(step)}
         yield _seen(module, step, sample=_sample(step, **facts) if step % 10 == 0 else None, **metrics)
 
@@ -356,7 +355,7 @@ def test_blanks_at_the_floor_are_a_collapse(module_and_plan: tuple[DecoderTraini
     module, plan = module_and_plan
     (found,) = _drive(Blanks(plan), _blank_run(module, lambda s: 99.0 + (s % 3), lambda s: 1.0))
     assert (found.code, found.severity) == ("blank_collapse", "error")
-    assert found.step is not None and 500 <= found.step < 520  # a slow start is nobody's fault for 500 steps
+    assert found.step == 501  # five hundred steps of them: before that it may be a slow start
 
 
 def test_a_flat_loss_below_the_floor_with_a_large_epsilon_points_to_it(
@@ -419,11 +418,16 @@ def test_a_dominating_parameter(module_and_plan: tuple[DecoderTraining, Plan]) -
 
 def test_waiting_for_data_and_slowing_down(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
     module, plan = module_and_plan
-    waits = (_seen(module, s, wait=0.3, train__step_seconds=0.05) for s in range(1, 60))
+    waits = (_seen(module, s, train__data_wait_seconds=0.3, train__step_seconds=0.05) for s in range(1, 60))
     assert [f.code for f in _drive(Pace(plan), waits)] == ["data_starvation"]
-    slows = (_seen(module, s, wait=0.0, train__step_seconds=0.05 if s < 40 else 0.5) for s in range(1, 90))
+    slows = (
+        _seen(module, s, train__data_wait_seconds=0.0, train__step_seconds=0.05 if s < 40 else 0.5)
+        for s in range(1, 90)
+    )
     assert [f.code for f in _drive(Pace(plan), slows)] == ["throughput_drop"]
-    noisy = (_seen(module, s, wait=0.01, train__step_seconds=0.05 * (1 + s % 3)) for s in range(1, 90))
+    noisy = (
+        _seen(module, s, train__data_wait_seconds=0.01, train__step_seconds=0.05 * (1 + s % 3)) for s in range(1, 90)
+    )
     assert _drive(Pace(plan), noisy) == []
 
 

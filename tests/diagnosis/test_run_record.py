@@ -97,6 +97,15 @@ def test_a_newer_version(folder: Path) -> None:
     assert "update sottovoce" in refused(folder)
 
 
+@pytest.mark.parametrize(("version", "is_newer"), [("0.1.1", True), ("10.0rc1", True), ("0.1", False), ("?", False)])
+def test_the_version_that_wrote_it(folder: Path, version: str, is_newer: bool) -> None:
+    (folder / "environment.json").write_text(json.dumps({"sottovoce": version}))
+    if is_newer:
+        assert f"was written by sottovoce {version}, this is 0.1.0; update" in refused(folder)
+    else:
+        assert read_run(folder).environment["sottovoce"] == version
+
+
 def test_a_value_that_this_version_refuses_leaves_the_plain_configuration(folder: Path) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["training"]["selection_metric"] = "bleu"
@@ -110,4 +119,20 @@ def test_a_value_that_this_version_refuses_leaves_the_plain_configuration(folder
 def test_a_damaged_record(folder: Path, line: str) -> None:
     path = folder / "events.jsonl"
     path.write_text(f"{line}\n{path.read_text()}")
-    assert "line 1 is no" in refused(folder)
+    assert ("line 1 is not an object" if line == "[]" else "line 1 is no record of a run") in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('{"step": 3, "event": "stage_started", "stage": "a"}', "num_steps, loss_weights, components"),
+        ('{"step": 3, "event": "step_skipped", "code": 5, "evidence": ""}', "code"),
+        ('{"step": 3, "event": "unfrozen", "components": "encoder", "trainable_parameters": 3}', "components"),
+        ('{"step": 3, "event": "gradient_spike", "support": "high"}', "support"),
+        ('{"step": 3, "event": "gradient_spike", "severity": "doom"}', "severity"),
+    ],
+)
+def test_an_event_that_no_rule_could_read(folder: Path, line: str, what: str) -> None:
+    path = folder / "events.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    assert f"({what}); restore the file" in refused(folder)

@@ -146,6 +146,7 @@ def test_a_poisoned_model_stops_the_run_with_the_cause(tiny_t15: Path, tmp_path:
     events = read_json_lines(tmp_path / "events.jsonl")
     told = [e["event"] for e in events]
     assert told == ["stage_started", *["step_skipped"] * 3, "checkpoint_saved", "run_aborted"]
+    assert [e["step"] for e in events] == [0, 1, 2, 3, 2, 2]  # the third step was not finished
     assert has_checkpoint(tmp_path / "checkpoints" / "last")
     assert events[1]["code"] == "nonfinite_loss"
     assert "t15.2023" in events[1]["evidence"]

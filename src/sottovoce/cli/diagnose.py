@@ -10,8 +10,9 @@ from typing import Any
 from sottovoce.core.errors import CheckpointError
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.capsule import FOLDER, capsules_of, is_capsule, read_capsule
-from sottovoce.diagnosis.explainer import explain
+from sottovoce.diagnosis.explainer import explain_record
 from sottovoce.diagnosis.replay import Replayed, as_told, replay, summary
+from sottovoce.diagnosis.run_record import RunRecord, read_run
 
 DESCRIPTION = """What went wrong in a run, or in one bad step of it, and why: the cause, the evidence, the fix.
   sottovoce diagnose runs/t15_gru-001
@@ -47,11 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise CheckpointError(f"{path} {what}; give the directory of a run, or a capsule in its folder {FOLDER}")
     of_capsule = is_capsule(path)
     replays: list[Replayed] = []
+    record: RunRecord | None = None
     if of_capsule:
         replays = [replay(path)] if arguments.replay else []
         findings = [] if arguments.replay else [as_told(read_capsule(path))]
     else:
-        findings = list(explain(path))
+        record = read_run(path)
+        findings = list(explain_record(record))
         if arguments.replay:
             replays = [replay(path / FOLDER / str(step)) for step in sorted(capsules_of(path))]
     findings = [*(finding for replayed in replays for finding in replayed.findings), *findings]
@@ -60,7 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
         kind = "capsule" if of_capsule else "run"
         print(json.dumps(_as_json(path, kind, healthy, findings, replays)))
     else:
-        _print(path, healthy, findings, replays)
+        _print(findings, replays)
+        if healthy:
+            print(f"{path}: healthy" + (", see the notes" if findings else ": nothing was found"))
+        if record is not None and not record.finished and not record.aborted:
+            print(_unfinished(record))
     return 0 if healthy else 1
 
 
@@ -69,17 +76,35 @@ def _as_json(path: Path, kind: str, healthy: bool, findings: list[Finding], repl
         "path": str(path),
         "kind": kind,
         "healthy": healthy,
-        "findings": [finding.as_dict() | {"page": finding.page} for finding in findings],
+        "findings": [finding.as_dict() | {"override": finding.override, "page": finding.page} for finding in findings],
         "replays": [{"step": replayed.capsule.step} | replayed.as_dict() for replayed in replays],
     }
 
 
-def _print(path: Path, healthy: bool, findings: list[Finding], replays: list[Replayed]) -> None:
+def _print(findings: list[Finding], replays: list[Replayed]) -> None:
     for replayed in replays:
         print(summary(replayed))
     for finding in findings:
-        print(finding)
-        if finding.tell_apart:
-            print(f"  to be sure: {finding.tell_apart}")
-    if healthy:
-        print(f"{path}: healthy" + (", see the notes" if findings else ": nothing was found"))
+        print("\n".join(_lines(finding)))
+
+
+def _lines(finding: Finding) -> list[str]:
+    """The cause, the evidence and the fix, a line each; an override stands alone, to be copied."""
+    when = "" if finding.step is None else f" at step {finding.step}"
+    rows = {
+        "evidence": finding.evidence,
+        "override": finding.override,
+        "fix": finding.advice,
+        "to be sure": finding.tell_apart,
+        "page": finding.page,
+    }
+    head = f"{finding.severity}{when}: {finding.code}: {finding.explanation}"
+    return [head, *(f"  {name}: {words}" for name, words in rows.items() if words)]
+
+
+def _unfinished(record: RunRecord) -> str:
+    resumable = "last" in record.checkpoints
+    how = f"go on with: sottovoce train resume={record.run_dir}" if resumable else "it has saved no checkpoint yet"
+    return (
+        f"{record.run_dir}: not finished, it still trains or was stopped; last record: step {record.last_step}; {how}"
+    )

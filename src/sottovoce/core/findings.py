@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -11,6 +12,8 @@ Source = Literal["preflight", "linter", "guard", "monitor", "explainer"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 FAILURES: Final = "docs/failures"
 """Folder of the pages that explain each code."""
+_OVERRIDE: Final = re.compile(r"((?:[a-z][\w.]*=\S+ )*[a-z][\w.]*=\S+?)(?:: |$)")
+"""`key=value key=value: advice`, or only the first half."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,21 @@ class Finding:
     def page(self) -> str:
         """The page that explains it."""
         return f"{FAILURES}/{self.code}.md"
+
+    @property
+    def override(self) -> str:
+        """The fix as a command line takes it (`key=value`, several with blanks between); empty where words must do.
+
+        >>> Finding("c", "note", "", "", "training.optimizer.lr=0.1: or wait", "monitor").override
+        'training.optimizer.lr=0.1'
+        """
+        stated = _OVERRIDE.match(self.fix)
+        return stated[1] if stated else ""
+
+    @property
+    def advice(self) -> str:
+        """The fix without the override before it."""
+        return self.fix.removeprefix(self.override).removeprefix(": ")
 
     def __str__(self) -> str:
         when = "" if self.step is None else f" at step {self.step}"

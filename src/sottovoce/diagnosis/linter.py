@@ -16,13 +16,12 @@ from typing import Final
 from sottovoce.core.findings import Finding, Severity
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.linter_unread import without_effect
+from sottovoce.diagnosis.thresholds import LARGE_EPS
 from sottovoce.models.ssm_parts import NEVER_DECAYED
 from sottovoce.training import optimizer as optimizer_module
 from sottovoce.training.config import RunConfig
 from sottovoce.training.preparation import Prepared
 
-LARGE_EPS: Final = 1e-3
-"""From here on ε is compared with what the gradients can be (row D1)."""
 MOMENTUM_EPS: Final = 1e-2
 """Row D1's pair: such an ε with a clip below a hundredth of ε·√N and a rate below 5e-3."""
 SMALL_CLIP: Final = 0.01

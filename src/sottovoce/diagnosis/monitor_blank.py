@@ -16,11 +16,8 @@ from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.hysteresis import Hysteresis
 from sottovoce.diagnosis.monitor_plan import Plan, Seen, monitored
 from sottovoce.diagnosis.monitor_updates import EPS_REGIME, RELAPSE
+from sottovoce.diagnosis.thresholds import BLANK, LEFT
 
-BLANK: Final = 0.95
-"""Share of frames whose best symbol is the blank: raise (row D6)."""
-LEFT: Final = 0.85
-"""And clear."""
 AT_FLOOR: Final = 0.95
 """Loss over F above which the input is not used (row D6 a)."""
 FLAT: Final = 0.02

@@ -11,6 +11,7 @@ from typing import Final
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.hysteresis import Hysteresis
 from sottovoce.diagnosis.monitor_plan import Plan, Seen, monitored
+from sottovoce.diagnosis.thresholds import FEWEST_SPIKES, INCIDENT_WINDOW, SPIKE, SPIKE_WINDOW
 
 CLIPPED_SHARE: Final = 0.95
 """Of the steps of a window (row B4)."""
@@ -27,15 +28,10 @@ NO_BETTER: Final = 0.95
 """Loss over the input-blind floor that a run with large steps must get below."""
 RELAPSE: Final = 1.2
 """Times the best median loss of a window."""
-SPIKE: Final = 4.0
-"""Times the running median: a norm that row D3 counts."""
-FEWEST_SPIKES: Final = 3
-SPIKE_WINDOW: Final = 100
 SUSPECT: Final = 0.02
 """‖Δw‖/‖w‖ of a step, with which spikes are the learning rate's (row D3)."""
 HUGE_SPIKE: Final = 20.0
 """Times the running median: a spike whatever the learning rate."""
-INCIDENT_WINDOW: Final = 200
 FEWEST_NORMS: Final = 30
 """Norms that a running median needs here."""
 GIANT: Final = 5.0
@@ -156,7 +152,17 @@ class Updates:
                 f"{recent:.3g}, {against}.",
                 seen.step,
                 support=0.9,
+                fix=self._slower(rate),
             )
+
+    def _slower(self, rate: float) -> str:
+        """The rate with which steps have the usual size, and at most half of what was asked for."""
+        asked = self.plan.config.training.optimizer.lr
+        usual = min(asked / 2, rate * SUSPECT / max(self.ratios))
+        return (
+            f"training.optimizer.lr={usual:.1g}: steps of the usual size; start again, with a longer "
+            "training.scheduler.warmup_steps if it still jumps. Do not leave out the batches on which it showed."
+        )
 
 
 @dataclass

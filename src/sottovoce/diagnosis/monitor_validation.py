@@ -10,12 +10,9 @@ from typing import Final
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor_plan import Plan, Seen, monitored
+from sottovoce.diagnosis.thresholds import EVALUATIONS, HIGH_RATE
 from sottovoce.training.module import DecoderTraining
 
-EVALUATIONS: Final = 3
-"""Validations in a row that are worse than the best one (policy 0.3)."""
-HIGH_RATE: Final = 0.5
-"""Share of the peak rate above which the schedule is suspected (row D4)."""
 NOISE_WIDTHS: Final = 2.0
 """Standard errors of a rate, counted label by label, that a change must exceed; errors come in clusters."""
 GAP: Final = 0.5

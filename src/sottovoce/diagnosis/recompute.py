@@ -143,7 +143,7 @@ def kept_model(capsule: Capsule) -> DecoderModel:
     try:
         model.load_state_dict(capsule.model)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = str(error).splitlines()[:2][-1].strip()  # the first tensor; of another model there may be hundreds
         raise CheckpointError(f"{capsule.folder}: its weights do not fit its configuration ({reason})") from error
     return model
 

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from typing import Final
 
 from sottovoce.diagnosis.explainer_suspicion import Suspicion, middle, suspect
-from sottovoce.diagnosis.rules_schedule import LARGE_EPS, LEARNT, planned_steps
+from sottovoce.diagnosis.rules_schedule import LEARNT, planned_steps
 from sottovoce.diagnosis.run_record import RunRecord, Series
+from sottovoce.diagnosis.thresholds import BLANK, LARGE_EPS, LEFT
 
-RAISE: Final = 0.95
-CLEAR: Final = 0.85
-"""Blank share that begins and ends a collapse: stability.md D6."""
 PATIENCE_STEPS: Final = 500
 PATIENCE_SHARE: Final = 0.02
 """A plateau of more than so many steps, or this share of the run, is long: stability.md D6."""
 NOTED_STEPS: Final = 100
 """A plateau that lasts longer is worth a note. Short runs that end on it are no fault: a GRU of 16 units on 24 trials
 stays there for 400 steps."""
+NOTHING_DECODED: Final = 0.95
+"""An error rate from here on: what is decoded, if anything, is chance."""
 STANDS: Final = 0.05
 """A loss that falls by less than this share in the second half of the plateau stands still."""
 
@@ -27,7 +27,7 @@ def all_blank(record: RunRecord) -> Iterator[Suspicion]:
     blank, loss = record.metric("train/blank_fraction"), record.metric("train/ctc_loss")
     since = _begin_of_plateau(blank)
     rates = record.metric("val/per")
-    if since is None or (rates and rates.values[-1] < RAISE) or record.config is None:
+    if since is None or (rates and rates.values[-1] < NOTHING_DECODED) or record.config is None:
         return
     length = blank.steps[-1] - since
     plateau = loss.between(since, float("inf"))
@@ -38,7 +38,7 @@ def all_blank(record: RunRecord) -> Iterator[Suspicion]:
     middle_of = middle(plateau.values[half : half + max(1, half // 2)])
     fall = 1 - late / middle_of if middle_of else 0.0
     evidence = (
-        f"At least {RAISE:.0%} of frames are blank since step {since} ({length} steps), and the CTC loss went from "
+        f"At least {BLANK:.0%} of frames are blank since step {since} ({length} steps), and the CTC loss went from "
         f"{early:.4g} to {late:.4g}"
     )
     patience = max(PATIENCE_STEPS, PATIENCE_SHARE * (planned_steps(record) or 0))
@@ -46,7 +46,7 @@ def all_blank(record: RunRecord) -> Iterator[Suspicion]:
         if length > NOTED_STEPS:
             yield suspect("blank_plateau", f"{evidence}, {fall:.0%} in its second half.", step=since)
         return
-    left = [step for step, value in blank.between(-1, since) if value <= CLEAR]
+    left = [step for step, value in blank.between(-1, since) if value <= LEFT]
     if left and _learnt_before(record, since):
         how = f"; it had left the blank by step {left[-1]} and came back"
     else:
@@ -64,13 +64,13 @@ def all_blank(record: RunRecord) -> Iterator[Suspicion]:
 
 def _begin_of_plateau(blank: Series) -> int | None:
     """The step since which the share has stayed high, up to the last record; None where it is not high now."""
-    if len(blank) < 4 or blank.values[-1] < RAISE:
+    if len(blank) < 4 or blank.values[-1] < BLANK:
         return None
     begin = blank.steps[-1]
     for step, value in reversed(list(blank)):
-        if value < CLEAR:
+        if value < LEFT:
             break
-        begin = step if value >= RAISE else begin
+        begin = step if value >= BLANK else begin
     return begin
 
 

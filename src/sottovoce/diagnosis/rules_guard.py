@@ -12,12 +12,11 @@ from sottovoce.core.findings import Finding, Severity
 from sottovoce.diagnosis.causes import causes, found
 from sottovoce.diagnosis.explainer_suspicion import Suspicion
 from sottovoce.diagnosis.explainer_targets import Target, look_up
+from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS
 from sottovoce.diagnosis.run_record import RunRecord, Series
+from sottovoce.diagnosis.thresholds import INCIDENT_STEPS, INCIDENT_WINDOW
 from sottovoce.training.stages import DECODER_OF
 
-INCIDENT_STEPS: Final = 3
-INCIDENT_WINDOW: Final = 200
-"""So many bad steps among so many, or two in a row, are an incident (stability.md 0.3); fewer are events."""
 SYMPTOM: Final = 0.5
 """Support of what the guard saw: it happened for certain, but it is what has to be explained."""
 _GUARD_SUPPORT: Final = {
@@ -65,7 +64,7 @@ def guard_actions(record: RunRecord) -> Iterator[Suspicion]:
         where = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
         evidence = f"The guard refused {where} of {record.last_step}: {events[0].get('evidence')}."
         if record.aborted:
-            evidence += f" The run was ended at step {record.told('run_aborted')[-1]['step']}."
+            evidence += " Then it ended the run."
         finding = found(
             code,
             evidence,
@@ -73,8 +72,18 @@ def guard_actions(record: RunRecord) -> Iterator[Suspicion]:
             step=steps[0],
             support=_GUARD_SUPPORT.get(code, SYMPTOM),
             severity=_severity(code, steps, record.aborted),
+            fix=_replay_of(record, steps) if code in PLAIN_SYMPTOMS else "",
         )
         yield Suspicion(finding, code)
+
+
+def _replay_of(record: RunRecord, steps: Sequence[int]) -> str:
+    """The command that takes a bad step apart, where one of `steps` was kept; empty: the catalogue's advice."""
+    kept = [folder for folder in record.capsules if folder.name in map(str, steps)]
+    if not kept:
+        return ""
+    folder = min(kept, key=lambda kept: int(kept.name))
+    return f"sottovoce diagnose {folder} --replay finds the loss term, the trial, the module and the number format"
 
 
 def _severity(code: str, steps: Sequence[int], aborted: bool) -> Severity | None:
@@ -183,12 +192,14 @@ def why_the_gradient_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
     if not skips or record.config is None:
         return
     step, names = int(skips[0]["step"]), str(skips[0].get("evidence"))
-    evidence = f"All losses are finite, but not the gradient of {names}, in {len(skips)} steps from {step} on."
+    times = f"{len(skips)} steps from {step} on" if len(skips) > 1 else f"step {step}"
+    evidence = f"All losses are finite, but not the gradient of {names}, in {times}."
     if _rising(record.metric("train/gradient_norm").between(-1, step)):
         yield _about_gradient("learning_rate_too_high", f"{evidence} The norm had been growing.", step, 0.7)
         return
     halves = record.config.training.precision != "float32"
-    yield _about_gradient("infinite_padding", evidence, step, 0.5 if halves else 0.7)
+    if _MORE.search(names):  # what goes wrong in a loss reaches every layer below; a few parameters are another story
+        yield _about_gradient("infinite_padding", evidence, step, 0.5 if halves else 0.7)
     if halves:
         yield _about_gradient("fp16_overflow", evidence, step, 0.6)
     if record.config.model.ssm is not None:

@@ -7,20 +7,13 @@ from typing import Final
 
 from sottovoce.diagnosis.explainer_suspicion import JUMP, Suspicion, jump_after, middle, suspect
 from sottovoce.diagnosis.run_record import RunRecord, Series
+from sottovoce.diagnosis.thresholds import EVALUATIONS, FEWEST_SPIKES, HIGH_RATE, LARGE_EPS, SPIKE, SPIKE_WINDOW
 from sottovoce.training.schedules import learning_rate_factor
 
 RATE_TOLERANCE: Final = 0.01
 """Recorded learning rates are means over a line's steps, computed here the same way."""
-SPIKE: Final = 4.0
-FEWEST_SPIKES: Final = 3
-"""Norms above 4 running medians in 3 of 100 steps: stability.md D3."""
-SPIKE_WINDOW_STEPS: Final = 100
 MEDIAN_OF: Final = 20
 """Records that a running median looks back on."""
-HIGH_RATE: Final = 0.5
-"""Share of the peak above which a rate is still high: stability.md D4."""
-EVALUATIONS: Final = 3
-"""So many validations in a row must agree: stability.md 0.3."""
 WORSE: Final = 1.1
 WORSE_BY: Final = 0.02
 """A metric is worse from a tenth and two points on; a smaller change is within the bootstrap's half-width."""
@@ -31,8 +24,6 @@ MOSTLY: Final = 0.95
 STANDSTILL: Final = 30.0
 STANDSTILL_WITH_EPS: Final = 5.0
 """Median norm over clip limit; with a large epsilon the step shrinks with the gradient, so that less is enough."""
-LARGE_EPS: Final = 1e-3
-"""From here on the linter speaks of a regime of its own: stability.md D1."""
 EXPLODED: Final = 10.0
 """Norms that have grown this much are the fault themselves, not the limit."""
 FEWEST_STEPS: Final = 100
@@ -148,7 +139,7 @@ def _spikes(norms: Series) -> list[tuple[int, float]]:
         if norms.values[i] > SPIKE * usual > 0:
             found.append((norms.steps[i], norms.values[i] / usual))
     for (first, _), (last, _) in zip(found, found[FEWEST_SPIKES - 1 :], strict=False):
-        if last - first <= SPIKE_WINDOW_STEPS:
+        if last - first <= SPIKE_WINDOW:
             return found
     return []
 

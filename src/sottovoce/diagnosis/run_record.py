@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +14,13 @@ from typing import Any, Final
 import yaml
 from safetensors import SafetensorError, safe_open
 
+import sottovoce
 from sottovoce.core.checkpoints import has_checkpoint, read_state
 from sottovoce.core.configuration import build
 from sottovoce.core.errors import CheckpointError, ConfigurationError
+from sottovoce.core.findings import SEVERITIES
 from sottovoce.core.records import read_json_lines
+from sottovoce.diagnosis.causes import causes
 from sottovoce.evaluation.loaded_run import CONFIG_FILE
 from sottovoce.training.config import RunConfig
 
@@ -24,6 +28,16 @@ SECTIONS: Final = frozenset({"seed", "data", "preprocessor", "model", "training"
 """Every configuration of a run has these keys."""
 RUN_FILES: Final = ("environment.json", "lexicon.json", "sessions.json", "metrics.jsonl", "events.jsonl")
 """What shows that a folder without a configuration was meant to be a run."""
+_NUMBER: Final = (int, float)
+EVENT_FIELDS: Final[dict[str, dict[str, Any]]] = {
+    "stage_started": {"stage": str, "num_steps": int, "loss_weights": dict, "components": list},
+    "unfrozen": {"components": list, "trainable_parameters": int},
+    "step_skipped": {"code": str, "evidence": str},
+    "rolled_back": {"code": str, "evidence": str},
+}
+"""What a rule may rely on in an event, beside its step."""
+FINDING_FIELDS: Final[dict[str, Any]] = {"severity": str, "evidence": str, "source": str, "support": _NUMBER}
+"""The same of the events that are findings: those with a code of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -182,18 +196,37 @@ def read_run(run_dir: Path) -> RunRecord:
     values = _config(run_dir)
     environment = _object(run_dir / "environment.json") if (run_dir / "environment.json").exists() else {}
     evaluations = sorted((run_dir / "evaluation").glob("*.json"))
+    _refuse_newer(run_dir, str(environment.get("sottovoce", "")))
     names = [name for name in ("last", "best") if has_checkpoint(run_dir / "checkpoints" / name)]
     return RunRecord(
         run_dir=run_dir,
         values=values,
         config=_built(run_dir, values, environment),
         environment=environment,
-        metrics=_lines(run_dir / "metrics.jsonl", {"step": int, "name": str, "value": (int, float)}),
-        events=_lines(run_dir / "events.jsonl", {"step": int, "event": str}),
+        metrics=_lines(run_dir / "metrics.jsonl", {"step": int, "name": str, "value": _NUMBER}),
+        events=_events(run_dir / "events.jsonl"),
         checkpoints={name: _saved(run_dir / "checkpoints" / name) for name in names},
         capsules=tuple(sorted((run_dir / "capsules").glob("*"))),
         evaluations=tuple(_evaluated(run_dir, path) for path in evaluations),
     )
+
+
+def _refuse_newer(run_dir: Path, version: str) -> None:
+    """A newer version may mean other things by the same words.
+
+    Raises:
+        CheckpointError: `run_dir` was written by one.
+    """
+    if _numbers(version) > _numbers(sottovoce.__version__):
+        raise CheckpointError(
+            f"{run_dir} was written by sottovoce {version}, this is {sottovoce.__version__}; update sottovoce"
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    """The release as numbers: [1, 2, 0] of `1.2.0rc1`."""
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return [int(number) for number in release[0].split(".")] if release else []
 
 
 def _config(run_dir: Path) -> dict[str, Any]:
@@ -238,6 +271,21 @@ def _lines(path: Path, kinds: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in kinds.items()):
             raise CheckpointError(f"{path}, line {number} is no record of a run; restore the file")
     return tuple(records)
+
+
+def _events(path: Path) -> tuple[dict[str, Any], ...]:
+    events = _lines(path, {"step": int, "event": str})
+    for number, event in enumerate(events, 1):
+        code = event["event"]
+        wanted = EVENT_FIELDS.get(code, FINDING_FIELDS if code in causes() else {})
+        odd = [key for key, kind in wanted.items() if key in event and not isinstance(event[key], kind)]
+        odd += [key for key in EVENT_FIELDS.get(code, {}) if key not in event]
+        if odd or event.get("severity", "note") not in SEVERITIES:
+            raise CheckpointError(
+                f"{path}, line {number} is no event {code} of this version ({', '.join(odd or ['severity'])}); restore "
+                "the file, or update sottovoce"
+            )
+    return events
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class RunLoop:
         training, step = self.config.training, self.module.progress.step
         self.stopped_by_user = self.module.anywhere(self.stopped_by_user)  # all processes stop at the same step
         if verdict.skipped:
-            self._bad_step(verdict)
+            self._bad_step(step, verdict)
         else:
             self.window.add(metrics)
         view = StepView(step, verdict, metrics, self.module.losses, self.module, self._optimizer, self._stage_name)
@@ -202,16 +202,18 @@ class RunLoop:
         """The guard gave up: keep the last good weights and say why."""
         verdict, guard, module = self.module.guard.last_skip, self.module.guard, self.module
         assert verdict is not None
-        self._bad_step(verdict)
-        view = StepView(module.progress.step + 1, verdict, {}, module.losses, module, self._optimizer, self._stage_name)
+        step = module.progress.step + 1  # the one that was not finished
+        self._bad_step(step, verdict)
+        view = StepView(step, verdict, {}, module.losses, module, self._optimizer, self._stage_name)
         self._tell(self.watch.after_step(view))
         if verdict.action == "skip" or guard.can_roll_back:
             self._save("last")
         self._event("run_aborted", code="too_many_bad_steps", message=str(reason))
 
-    def _bad_step(self, verdict: Verdict) -> None:
+    def _bad_step(self, step: int, verdict: Verdict) -> None:
         event = "rolled_back" if verdict.action == "roll_back" else "step_skipped"
-        self._event(event, code=verdict.cause, evidence=verdict.evidence)
+        if self._recorder is not None:
+            self._recorder.event(step, event, code=verdict.cause, evidence=verdict.evidence)
 
     def _tell(self, findings: Iterable[Finding]) -> None:
         """Record what the watch has found, and say it."""
@@ -283,7 +285,7 @@ class RunLoop:
 
     def _save(self, name: str, values: dict[str, float] | None = None) -> None:
         if name == "last" and (lost := self.module.guard.keep(self.module.named, self._optimizer)):
-            self._bad_step(lost)
+            self._bad_step(self.module.progress.step, lost)
         if self._recorder is None:
             return
         parts, state = self.checkpoint(self._optimizer if name == "last" else None, values)

@@ -1,0 +1,25 @@
+"""Levels that the monitor, while a run goes on, and the explainer, over its records, judge by alike.
+
+Rows are those of the catalogue of failures (stability.md); its policy is section 0.3.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BLANK: Final = 0.95
+LEFT: Final = 0.85
+"""Share of frames whose best symbol is the blank: a collapse begins at the first and ends at the second (row D6)."""
+SPIKE: Final = 4.0
+FEWEST_SPIKES: Final = 3
+SPIKE_WINDOW: Final = 100
+"""Norms above 4 running medians in 3 of 100 steps (row D3)."""
+INCIDENT_STEPS: Final = 3
+INCIDENT_WINDOW: Final = 200
+"""So many bad steps among so many, or two in a row, are an incident (policy); fewer are events."""
+HIGH_RATE: Final = 0.5
+"""Share of the peak rate above which the schedule is suspected (row D4)."""
+EVALUATIONS: Final = 3
+"""Validations in a row that must be worse than the best one (policy)."""
+LARGE_EPS: Final = 1e-3
+"""From here on ε is compared with what the gradients can be (row D1)."""
