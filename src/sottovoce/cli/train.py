@@ -110,7 +110,7 @@ def _looked_at(prepared: Prepared) -> list[Finding]:
 
 
 def _finish(run_dir: Path) -> int:
-    """Evaluation and report of a finished run, by the main process alone."""
+    """Evaluation and report of a finished run, by the main process alone; 1 where its diagnosis has an error."""
     if not is_main_process():
         return 0
     loaded = load_run(run_dir)
@@ -122,9 +122,11 @@ def _finish(run_dir: Path) -> int:
                 evaluation = evaluate_run(loaded, split, progress=progress)
             print(summary(evaluation))
     findings = explain(run_dir)
+    for finding in findings:
+        print(finding, file=sys.stderr)
     print(f"report: {write_report(run_dir, findings, pages(findings))}")
     print(f"run: {run_dir}")
-    return 0
+    return 1 if any(finding.severity == "error" for finding in findings) else 0
 
 
 def _multirun(overrides: Sequence[str]) -> int:

@@ -11,18 +11,22 @@ from sottovoce.diagnosis.causes import cause
 
 PLAIN_SYMPTOMS: Final = frozenset({"nonfinite_loss", "nonfinite_gradient", "gradient_spike"})
 """What the guard saw; any cause that explains it comes first."""
+NOTICED_STEPS: Final = 50
+"""A cause may be noticed this much later than its effect: some looks are taken once in so many steps."""
 
 
 def ranked(findings: Sequence[Finding], alternatives: Collection[frozenset[str]] = ()) -> list[Finding]:
     """Roots first; what follows from another finding behind, saying so. Then severity, support, earliest step.
 
-    `alternatives` are pairs of codes of which one is right: neither follows from the other here.
+    `alternatives` are pairs of codes of which one is right: neither follows from the other here. Nor does anything follow
+    from what was seen later.
     """
     codes = {finding.code for finding in findings}
-    roots: dict[str, list[str]] = {}
-    for code in codes:
-        above = [c for c in codes - {code} if _leads_to(c, code) and frozenset((c, code)) not in alternatives]
-        roots[code] = sorted(above)
+    roots: dict[str, list[str]] = {code: [] for code in codes}
+    for effect in findings:
+        for root in findings:
+            if frozenset((root.code, effect.code)) not in alternatives and _leads_to(root, effect):
+                roots[effect.code] = sorted({*roots[effect.code], root.code})
     marked = [
         replace(f, evidence=f"{f.evidence} Follows from {' or '.join(roots[f.code])}.") if roots[f.code] else f
         for f in findings
@@ -37,8 +41,10 @@ def ranked(findings: Sequence[Finding], alternatives: Collection[frozenset[str]]
     return sorted(marked, key=place)
 
 
-def _leads_to(root: str, code: str) -> bool:
-    return code in follows_from(root) and root not in follows_from(code)
+def _leads_to(root: Finding, effect: Finding) -> bool:
+    later = root.step is not None and effect.step is not None and root.step > effect.step + NOTICED_STEPS
+    one_way = effect.code in follows_from(root.code) and root.code not in follows_from(effect.code)
+    return one_way and not later
 
 
 def follows_from(code: str) -> frozenset[str]:
