@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from sottovoce.core.errors import TrainingAborted
-from sottovoce.diagnosis.capsule import FOLDER, capsules_of
+from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sottovoce.diagnosis.subject import Subject
+from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 from tests.training.small_runs import overrides

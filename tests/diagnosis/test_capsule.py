@@ -15,9 +15,9 @@ import torch
 from sottovoce.core.errors import CheckpointError
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.collation import StepPart
-from sottovoce.diagnosis import capsule as capsules
-from sottovoce.diagnosis.capsule import capsules_of, is_capsule, read_capsule
-from sottovoce.diagnosis.replay import replay
+from sottovoce.diagnosis.capsules import capsule as capsules
+from sottovoce.diagnosis.capsules.capsule import capsules_of, is_capsule, read_capsule
+from sottovoce.diagnosis.capsules.replay import replay
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training import terms
 from sottovoce.training.composition import compose_config

@@ -15,7 +15,7 @@ from sottovoce.core.examples import Example, Examples, write_examples
 from sottovoce.core.symbols import LETTERS, PHONEMES
 from sottovoce.core.trial import Trial
 from sottovoce.diagnosis import causes as catalogue
-from sottovoce.diagnosis.explainer import explain, pages, ranked
+from sottovoce.diagnosis.explainer.explainer import explain, pages, ranked
 from sottovoce.evaluation.records import write_evaluation
 from sottovoce.evaluation.scoring import Hypothesis, score
 from sottovoce.training.composition import compose_config

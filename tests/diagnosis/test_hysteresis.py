@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sottovoce.diagnosis.hysteresis import Hysteresis
+from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
 
 
 def test_nothing_is_raised_before_the_window_is_full() -> None:

@@ -16,9 +16,9 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.data.sampling import BatchPlan
 from sottovoce.decoding import greedy, transducer
-from sottovoce.diagnosis.exact_losses import ctc_nats, log_probabilities, transducer_nats
-from sottovoce.diagnosis.known_answers import known_answers
-from sottovoce.diagnosis.subject import Subject
+from sottovoce.diagnosis.preflight.exact_losses import ctc_nats, log_probabilities, transducer_nats
+from sottovoce.diagnosis.preflight.known_answers import known_answers
+from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.evaluation import inference, scoring
 from sottovoce.losses import ctc
 from sottovoce.losses.transducer import transducer_loss

@@ -19,15 +19,15 @@ from sottovoce.core.errors import TrainingAborted
 from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.collation import StepParts
-from sottovoce.diagnosis.input_blind_floor import input_blind_floor
 from sottovoce.diagnosis.monitor import RunMonitor
-from sottovoce.diagnosis.monitor_blank import Blanks
-from sottovoce.diagnosis.monitor_events import Draws, Events
-from sottovoce.diagnosis.monitor_pace import Pace
-from sottovoce.diagnosis.monitor_plan import Plan, Seen, recall, remembered
-from sottovoce.diagnosis.monitor_sample import Sample
-from sottovoce.diagnosis.monitor_updates import Norms, Updates
-from sottovoce.diagnosis.monitor_validation import Validations
+from sottovoce.diagnosis.monitor.blank import Blanks
+from sottovoce.diagnosis.monitor.events import Draws, Events
+from sottovoce.diagnosis.monitor.input_blind_floor import input_blind_floor
+from sottovoce.diagnosis.monitor.pace import Pace
+from sottovoce.diagnosis.monitor.plan import Plan, Seen, recall, remembered
+from sottovoce.diagnosis.monitor.sample import Sample
+from sottovoce.diagnosis.monitor.updates import Norms, Updates
+from sottovoce.diagnosis.monitor.validation import Validations
 from sottovoce.losses.ctc import ctc_loss
 from sottovoce.training import module as module_page
 from sottovoce.training import terms as terms_page

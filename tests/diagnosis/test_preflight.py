@@ -13,7 +13,7 @@ from sottovoce.cli.main import main
 from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
 from sottovoce.diagnosis.preflight import preflight
-from sottovoce.diagnosis.subject import Subject
+from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import Prepared, prepare
@@ -126,7 +126,7 @@ def test_findings_of_a_run_that_goes_on_are_events(
     demo: Prepare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared = demo("training.steps=3")
-    monkeypatch.setattr("sottovoce.diagnosis.preflight_targets.LEAST_MARGIN", 1000)
+    monkeypatch.setattr("sottovoce.diagnosis.preflight.targets.LEAST_MARGIN", 1000)
     run_dir = start(prepared, RunWatch(prepared, preflight(prepared)))
     events = [e for e in read_json_lines(run_dir / "events.jsonl") if e["event"] == "ctc_infeasible"]
     assert [(e["step"], e["severity"], e["source"]) for e in events] == [(0, "warning", "preflight")]

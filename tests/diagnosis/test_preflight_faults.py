@@ -15,10 +15,14 @@ from torch import nn
 
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import Trial
-from sottovoce.diagnosis import preflight_data, preflight_exit, preflight_losses, preflight_optimizer, preflight_targets
-from sottovoce.diagnosis.preflight import check_steps, check_weights, preflight
-from sottovoce.diagnosis.preflight_memory import MemoryEstimate
-from sottovoce.diagnosis.subject import Subject
+from sottovoce.diagnosis.preflight import data as preflight_data
+from sottovoce.diagnosis.preflight import exit as preflight_exit
+from sottovoce.diagnosis.preflight import losses as preflight_losses
+from sottovoce.diagnosis.preflight import optimizer as preflight_optimizer
+from sottovoce.diagnosis.preflight import targets as preflight_targets
+from sottovoce.diagnosis.preflight.memory import MemoryEstimate
+from sottovoce.diagnosis.preflight.preflight import check_steps, check_weights, preflight
+from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel
 from sottovoce.models.transducer import TransducerHead
@@ -338,7 +342,7 @@ def test_scoring_that_fails(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_memory(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sottovoce.diagnosis.preflight_memory._available", lambda _: 1 << 10)
+    monkeypatch.setattr("sottovoce.diagnosis.preflight.memory._available", lambda _: 1 << 10)
     findings = preflight(demo())
     assert codes(findings) == ["memory_short"]
     assert "0.00 GiB" not in str(MemoryEstimate(3 << 30, 1 << 30, 1 << 30)).split(" of ")[0]

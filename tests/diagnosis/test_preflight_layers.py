@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.preflight_layers import check_layers, check_precision
-from sottovoce.diagnosis.subject import Subject
+from sottovoce.diagnosis.preflight.layers import check_layers, check_precision
+from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.features import pipeline as feature_pipeline
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models import ssm, stem
@@ -201,7 +201,7 @@ def both_ways(gru: nn.GRU, x: torch.Tensor) -> torch.Tensor:
 
 def check_layers_of(subject: Subject) -> Iterable[Finding]:
     """Without the comparison with the configuration, which knows no such GRU."""
-    from sottovoce.diagnosis.preflight_padding import check_padding
+    from sottovoce.diagnosis.preflight.padding import check_padding
 
     return check_padding(subject)
 

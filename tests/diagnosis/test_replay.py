@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sottovoce.diagnosis.replay import Replayed, replay, summary
+from sottovoce.diagnosis.capsules.replay import Replayed, replay, summary
 from sottovoce.training import terms
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sottovoce.core.errors import CheckpointError
-from sottovoce.diagnosis.run_record import RunRecord, Series, read_run
+from sottovoce.diagnosis.explainer.run_record import RunRecord, Series, read_run
 from tests.diagnosis.run_directories import LOG, STEPS, RunDirectory
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from sottovoce.core.errors import CheckpointError
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.capsule import FOLDER, capsules_of, is_capsule, read_capsule
-from sottovoce.diagnosis.explainer import explain_record
-from sottovoce.diagnosis.replay import Replayed, as_told, replay, summary
-from sottovoce.diagnosis.run_record import RunRecord, read_run
+from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, is_capsule, read_capsule
+from sottovoce.diagnosis.capsules.replay import Replayed, as_told, replay, summary
+from sottovoce.diagnosis.explainer.explainer import explain_record
+from sottovoce.diagnosis.explainer.run_record import RunRecord, read_run
 
 DESCRIPTION = """What went wrong in a run, or in one bad step of it, and why: the cause, the evidence, the fix.
   sottovoce diagnose runs/t15_gru-001

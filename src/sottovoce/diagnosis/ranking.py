@@ -18,8 +18,8 @@ NOTICED_STEPS: Final = 50
 def ranked(findings: Sequence[Finding], alternatives: Collection[frozenset[str]] = ()) -> list[Finding]:
     """Roots first; what follows from another finding behind, saying so. Then severity, support, earliest step.
 
-    `alternatives` are pairs of codes of which one is right: neither follows from the other here. Nor does anything follow
-    from what was seen later.
+    `alternatives` are pairs of codes of which one is right: neither follows from the other here. Nor does anything
+    follow from what was seen later.
     """
     codes = {finding.code for finding in findings}
     roots: dict[str, list[str]] = {code: [] for code in codes}

@@ -12,7 +12,7 @@ import torch
 
 from sottovoce.core.errors import CheckpointError
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.capsule import FOLDER, capsules_of, write_capsule
+from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, write_capsule
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.monitor import RunMonitor
 from sottovoce.training.guard import Verdict

@@ -1,0 +1,1 @@
+"""Capsules: bad steps kept whole, computed again and taken apart."""

@@ -1,0 +1,250 @@
+"""A step computed again from its capsule, whole or in part: other terms, other trials, other weights, other dtypes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from sottovoce.core.errors import CheckpointError
+from sottovoce.core.random import seed_for
+from sottovoce.core.trial import Batch
+from sottovoce.data.collation import StepPart
+from sottovoce.diagnosis.capsules.capsule import Capsule, Losses, ModeLabels, ProcessPart
+from sottovoce.features.augmentation import Draws
+from sottovoce.features.pipeline import FeaturePipeline
+from sottovoce.models.compose import DecoderModel, build_model
+from sottovoce.training.mode_targets import ModeTargets
+from sottovoce.training.module import DecoderTraining
+from sottovoce.training.terms import Terms
+from sottovoce.training.verdict import GradientSummary
+
+Item = tuple[int, int, int]
+"""A trial of the step: process, part, row."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step, or a part of it, gave."""
+
+    losses: Losses
+    gradients: dict[str, GradientSummary]
+    seen: tuple[tuple[Batch, Terms], ...] = field(repr=False, default=())
+    """Features and outputs of each forward pass."""
+
+    @property
+    def bad_losses(self) -> list[tuple[str, str]]:
+        """(Loss, trial id) of those that are not finite."""
+        return [key for key, nats in self.losses.items() if not math.isfinite(nats)]
+
+    @property
+    def bad_gradients(self) -> list[str]:
+        """Parameters with a gradient that is not finite somewhere."""
+        return [name for name, summary in self.gradients.items() if summary.nonfinite]
+
+    @property
+    def norm(self) -> float:
+        """L2 norm of the finite part of all gradients."""
+        return math.sqrt(sum(summary.norm**2 for summary in self.gradients.values()))
+
+    @property
+    def is_bad(self) -> bool:
+        """Something is not finite."""
+        return bool(self.bad_losses or self.bad_gradients)
+
+
+class _KeptModes(ModeTargets):
+    """The labels that the capsule holds for its own trials."""
+
+    def __init__(self, labels: ModeLabels) -> None:
+        self._labels = labels
+
+    def of(self, trial_ids: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probability of vocalised speech [B], and which trials have a label at all [B]."""
+        vocalised, known = zip(*(self._labels[trial] for trial in trial_ids), strict=True)
+        return torch.tensor(vocalised, device=device), torch.tensor(known, device=device)
+
+
+class _CastPipeline(FeaturePipeline):
+    """The same features in another dtype."""
+
+    def __init__(self, like: FeaturePipeline, dtype: torch.dtype) -> None:
+        super().__init__(like.preprocessor, like.augmentation)
+        self.dtype = dtype
+
+    def train(self, batch: Batch, draws: Draws) -> Batch:
+        """The batch with augmentation, features [B, T, C]."""
+        features = super().train(batch, draws)
+        return replace(features, signal=features.signal.to(self.dtype))
+
+    def evaluate(self, batch: Batch) -> Batch:
+        """The batch as the model sees it outside training, features [B, T, C]."""
+        features = super().evaluate(batch)
+        return replace(features, signal=features.signal.to(self.dtype))
+
+
+class RecomputedTraining(DecoderTraining):
+    """The training module of one process of the step, outside any trainer."""
+
+    def __init__(self, capsule: Capsule, process: ProcessPart, model: DecoderModel, dtype: torch.dtype) -> None:
+        config = capsule.config
+        pipeline = FeaturePipeline(config.preprocessor, config.augmentation)
+        super().__init__(
+            replace(config, training=replace(config.training, compile=False)),
+            model,
+            pipeline if dtype == torch.float32 else _CastPipeline(pipeline, dtype),
+            capsule.blank,
+            capsule.curriculum,
+            _KeptModes(process.modes) if process.modes else None,
+            begin=lambda: None,
+            before_update=lambda verdict: None,
+            after_step=lambda verdict, metrics: None,
+        )
+        self._rank, self._num_processes = process.rank, len(capsule.processes)
+        self.progress = replace(capsule.progress)
+        self.balance.norms.update(capsule.balance)
+        self.seen: list[tuple[Batch, Terms]] = []
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the step."""
+        return self._num_processes
+
+    @property
+    def global_rank(self) -> int:
+        """The process that is computed again."""
+        return self._rank
+
+    def _summed(self, here: torch.Tensor) -> torch.Tensor:
+        """This process's share alone: metrics are not looked at here."""
+        return here
+
+    def _note(self, batch: Batch, terms: Terms, share: torch.Tensor) -> None:
+        self.seen.append((batch, terms))
+        super()._note(batch, terms, share)
+
+
+def device_of(capsule: Capsule) -> torch.device:
+    """Where the capsule is computed again: where it was, if this machine can."""
+    return torch.device("cuda" if capsule.device == "cuda" and torch.cuda.is_available() else "cpu")
+
+
+def kept_model(capsule: Capsule) -> DecoderModel:
+    """The model with the weights before the step.
+
+    Raises:
+        CheckpointError: the configuration does not give a model that these weights fit.
+    """
+    model = fresh_model(capsule)
+    try:
+        model.load_state_dict(capsule.model)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[:2][-1].strip()  # the first tensor; of another model there may be hundreds
+        raise CheckpointError(f"{capsule.folder}: its weights do not fit its configuration ({reason})") from error
+    return model
+
+
+def fresh_model(capsule: Capsule) -> DecoderModel:
+    """The model with the weights that the run began with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(capsule.config.seed, "init"))
+        model = build_model(capsule.config.model)
+    model.use_flow_bridge = capsule.use_flow_bridge
+    return model
+
+
+def every_item(capsule: Capsule) -> list[Item]:
+    """All trials of the step."""
+    return [
+        (process.rank, i, row)
+        for process in capsule.processes
+        for i, part in enumerate(process.parts)
+        for row in range(len(part.batch))
+    ]
+
+
+def trial_of(capsule: Capsule, item: Item) -> str:
+    """The id of a trial of the step."""
+    rank, part, row = item
+    return capsule.processes[rank].parts[part].batch.trial_ids[row]
+
+
+def recompute(
+    capsule: Capsule,
+    model: DecoderModel,
+    *,
+    dtype: torch.dtype = torch.float32,
+    bfloat16: bool | None = None,
+    terms: Collection[str] | None = None,
+    items: Collection[Item] | None = None,
+    watching: contextlib.AbstractContextManager[Any] | None = None,
+) -> Outcome:
+    """Forward and backward of the step.
+
+    Args:
+        dtype: of weights and features.
+        bfloat16: autocast, as the run did; absent: as the run did.
+        terms: the losses to compute; absent: all.
+        items: the trials to compute, in batches padded as the original; absent: all. With some only, dropout and
+            batch statistics differ from the original.
+        watching: entered around each forward and backward pass.
+    """
+    device = device_of(capsule)
+    model = model.to(device, dtype).train()
+    for parameter in model.parameters():
+        parameter.grad = None
+        parameter.requires_grad_(True)
+    autocast = (capsule.bfloat16 if bfloat16 is None else bfloat16) and dtype == torch.float32
+    losses: Losses = {}
+    seen: list[tuple[Batch, Terms]] = []
+    with _random_state(capsule):
+        for process in capsule.processes:
+            training = RecomputedTraining(capsule, process, model, dtype)
+            training.enter_step()
+            assert training.activity is not None
+            if terms is not None:
+                weights = {name: weight for name, weight in training.activity.weights.items() if name in terms}
+                training.activity = replace(training.activity, weights=weights)
+            for i, whole in enumerate(process.parts):
+                part = whole if items is None else _rows(whole, [r for p, j, r in items if (p, j) == (process.rank, i)])
+                if not len(part.batch):
+                    continue
+                with watching or contextlib.nullcontext():
+                    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                        share = training.forward_part(replace(part, batch=part.batch.to(device)))
+                    if share.requires_grad:
+                        (share / (training.micro_batches * training.world_size)).backward()  # type: ignore[no-untyped-call]
+            losses |= training.losses
+            seen += training.seen
+    gradients = {n: GradientSummary.of(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    return Outcome(losses, gradients, tuple(seen))
+
+
+def _rows(part: StepPart, rows: Sequence[int]) -> StepPart:
+    """Those trials of a part, padded as they were."""
+    index = torch.tensor(rows, dtype=torch.int64)
+    batch = part.batch.map_tensors(lambda x: x[index])
+    batch = replace(batch, trial_ids=tuple(part.batch.trial_ids[row] for row in rows))
+    return replace(part, positions=tuple(part.positions[row] for row in rows), batch=batch)
+
+
+@contextlib.contextmanager
+def _random_state(capsule: Capsule) -> Iterator[None]:
+    """The capsule's random state and number of threads; the caller's afterwards."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.set_rng_state(capsule.random["cpu"])
+        torch.set_num_threads(int(capsule.environment["num_threads"]))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def same_losses(a: Mapping[Any, float], b: Mapping[Any, float]) -> bool:
+    """The same numbers, bit for bit; NaN equals NaN."""
+    return a.keys() == b.keys() and all(x == b[k] or (math.isnan(x) and math.isnan(b[k])) for k, x in a.items())

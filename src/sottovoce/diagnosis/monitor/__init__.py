@@ -1,0 +1,3 @@
+"""The run monitor: findings as they happen."""
+
+from sottovoce.diagnosis.monitor.monitor import RunMonitor as RunMonitor

@@ -1,0 +1,146 @@
+"""Blanks: the plateau that every healthy CTC run passes, and the collapse that looks like it.
+
+What tells them apart is not how many blanks come out but the loss: below the input-blind floor F and falling, the
+model learns; at F it does not look at its input; below F and flat, its steps are too small; back at blanks after
+having left them, something threw it there.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from sottovoce.core.findings import Finding
+from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
+from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.monitor.updates import EPS_REGIME, RELAPSE
+from sottovoce.diagnosis.thresholds import BLANK, LEFT
+
+AT_FLOOR: Final = 0.95
+"""Loss over F above which the input is not used (row D6 a)."""
+FLAT: Final = 0.02
+"""A window whose loss fell by less than this share is flat."""
+
+
+@dataclass
+class Blanks:
+    """Rows D1, D5 and D6, from the share of blanks, the CTC loss, its slope and its floor."""
+
+    plan: Plan
+    told: list[str] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """CTC loss in nats an utterance, of the last steps that count."""
+    blanks: Hysteresis = field(init=False)
+    """For as long as a slow start is nobody's fault."""
+    back: Hysteresis = field(init=False)
+    """For a window: what a relapse needs."""
+    began: int | None = None
+    """Step at which the present stretch of blanks began."""
+    left_at: int | None = None
+    """Step at which blanks were left for the first time."""
+    best: float | None = None
+    """Lowest median loss of a window so far."""
+    sensitivity: float = 0.0
+    movement: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.blanks, self.back = Hysteresis(self.plan.patience), Hysteresis(self.plan.window)
+
+    def look(self, seen: Seen) -> Iterator[Finding]:
+        """After every step."""
+        if seen.sample is not None and seen.sample.update_ratio:
+            self.sensitivity = seen.sample.sensitivity
+            self.movement = max(seen.sample.update_ratio.values())
+        metrics = seen.view.metrics
+        if seen.skipped or "train/blank_fraction" not in metrics or self.plan.floor is None:
+            return
+        blank = metrics["train/blank_fraction"]
+        self.losses = [*self.losses[1 - self.plan.patience :], metrics["train/ctc_loss"]]
+        self._note_blanks(seen, blank)
+        if len(self.losses) < self.plan.patience or seen.updates < self._grace:
+            return
+        recent = statistics.median(self.losses[-self.plan.window :])
+        self.best = recent if self.best is None else min(recent, self.best)
+        stuck = recent >= AT_FLOOR * self.plan.floor
+        yield from self._eps(seen, recent, stuck)
+        relapse = self.back.raised and self.left_at is not None and recent > RELAPSE * self.best
+        if self.blanks.raised or relapse:
+            yield from self._verdict(seen, recent, stuck, relapse)
+
+    @property
+    def _grace(self) -> int:
+        """Updates before which a slow start means nothing."""
+        return self.plan.config.training.scheduler.warmup_steps + self.plan.patience
+
+    def _note_blanks(self, seen: Seen, blank: float) -> None:
+        for condition in (self.blanks, self.back):
+            condition.update(blank >= (LEFT if condition.raised else BLANK))
+        if blank < BLANK:
+            self.began = None
+        elif self.began is None:
+            self.began = seen.step
+        if blank <= LEFT and self.left_at is None and seen.updates > self.plan.window and self.fallen < -FLAT:
+            self.left_at = seen.step
+
+    @property
+    def fallen(self) -> float:
+        """Change of the loss over what is remembered, as a share: negative where it falls."""
+        half = len(self.losses) // 2
+        if half < 2:
+            return 0.0
+        before, after = statistics.median(self.losses[:half]), statistics.median(self.losses[half:])
+        return (after - before) / before if before else 0.0
+
+    def _eps(self, seen: Seen, recent: float, stuck: bool) -> Iterator[Finding]:
+        """ε far above the gradients, and a run that does not get anywhere."""
+        slow = self.blanks.raised or stuck or recent > 0.9 * statistics.median(self.losses[: self.plan.window])
+        if self.sensitivity < EPS_REGIME or not slow or "adam_eps_regime" in self.told:
+            return
+        self.told.append("adam_eps_regime")
+        optimizer = self.plan.config.training.optimizer
+        yield monitored(
+            "adam_eps_regime",
+            f"S_ε = {self.sensitivity:.2f} at step {seen.step}: nearly all gradients are far below ε = "
+            f"{optimizer.eps:g}, so this is momentum SGD with rate lr/ε = {optimizer.lr / optimizer.eps:.3g}. The "
+            f"weights move by {self.movement:.1e} of their size a step, the loss is {recent:.3g}.",
+            seen.step,
+            support=0.9,
+        )
+
+    def _verdict(self, seen: Seen, recent: float, stuck: bool, relapse: bool) -> Iterator[Finding]:
+        floor, duration = self.plan.floor, seen.step - (self.began or seen.step)
+        assert floor is not None
+        slope = self.fallen
+        what = (
+            f"At least {BLANK:.0%} of frames are blank for {duration} steps to {seen.step}; loss {recent:.3g}, "
+            f"{recent / floor:.2f} of the input-blind floor {floor:.3g}, changed by {slope:+.1%} over the last "
+            f"{len(self.losses)} steps"
+        )
+        lasting = duration >= self.plan.collapse_steps
+        if relapse:
+            yield from self._collapse(seen, f"{what}. It had left the blanks at step {self.left_at}: a relapse.", 0.85)
+        elif lasting and stuck and slope > -FLAT:
+            why = " Nothing of the input is used."
+            yield from self._collapse(seen, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.9)
+        elif lasting and slope > -FLAT:
+            why = f" The exit is slow: the weights move by {self.movement:.1e} of their size a step."
+            yield from self._collapse(seen, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.8)
+        elif slope <= -FLAT and "blank_plateau" not in self.told:
+            self.told.append("blank_plateau")
+            yield monitored("blank_plateau", f"{what}. {self._exit(recent, slope)}", seen.step)
+
+    def _exit(self, recent: float, slope: float) -> str:
+        """When blanks may be left: somewhere between a third and a twentieth of the floor, in what was measured."""
+        assert self.plan.floor is not None
+        pace = -slope * recent / max(1, len(self.losses) // 2)
+        first = max(0.0, (recent - 0.3 * self.plan.floor) / pace)
+        last = max(first, (recent - 0.05 * self.plan.floor) / pace)
+        return f"At this pace they are left in {first:.0f} to {last:.0f} steps."
+
+    def _collapse(self, seen: Seen, evidence: str, support: float) -> Iterator[Finding]:
+        if "blank_collapse" in self.told:
+            return
+        self.told.append("blank_collapse")
+        yield monitored("blank_collapse", evidence, seen.step, support=support)

@@ -1,0 +1,86 @@
+"""What is frozen: not run, not moved, its statistics kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from sottovoce.core.findings import Finding
+from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.models.compose import component_of
+from sottovoce.training.module import DecoderTraining
+from sottovoce.training.optimizer import SESSION_MODULE
+from sottovoce.training.stages import DECODER_OF
+
+
+@dataclass
+class Frozen:
+    """Row B3: what is frozen is not run, does not move, and keeps its statistics."""
+
+    plan: Plan
+    told: list[str] = field(default_factory=list)
+    learning: list[str] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    """Norm of each frozen tensor."""
+    runs: dict[str, int] = field(default_factory=dict)
+    """Forward passes in training of each decoder's modules in the step in progress."""
+
+    def watch_decoders(self, module: DecoderTraining) -> None:
+        """Count the forward passes of the decoders that can be switched off."""
+        for loss, name in (("rnnt", "transducer"), ("denoise", "flow_bridge")):
+            decoder = getattr(module.model, name)
+            for child in decoder.modules() if decoder is not None else ():
+                if not list(child.children()):
+                    child.register_forward_pre_hook(self._count(loss))
+
+    def _count(self, loss: str) -> Callable[[torch.nn.Module, object], None]:
+        def hook(child: torch.nn.Module, inputs: object) -> None:
+            if child.training:
+                self.runs[loss] = self.runs.get(loss, 0) + 1
+
+        return hook
+
+    def look(self, seen: Seen) -> Iterator[Finding]:
+        """After every step."""
+        runs, self.runs = self.runs, {}
+        learning = sorted(seen.activity.rates)
+        if learning != self.learning or seen.view.verdict.action == "roll_back":
+            self.learning, self.sums = learning, {}
+        if "frozen_branch_leaks" in self.told:
+            return
+        evidence = self._runs(seen, runs)
+        if not evidence and seen.sample is not None:
+            evidence = self._moves(seen)
+        if evidence:
+            self.told.append("frozen_branch_leaks")
+            yield monitored("frozen_branch_leaks", evidence, seen.step)
+
+    def _runs(self, seen: Seen, runs: dict[str, int]) -> str:
+        rates, weights = seen.activity.rates, seen.activity.weights
+        computed = {name for name, _ in seen.view.losses}
+        for loss, component in DECODER_OF.items():
+            if component in rates:
+                continue
+            if loss in weights or loss in computed:
+                return f"{component} is frozen at step {seen.step}, but its loss {loss} is computed and counts."
+            if runs.get(loss):
+                return f"{component} is switched off at step {seen.step}, but was run {runs[loss]} times in training."
+        return ""
+
+    def _moves(self, seen: Seen) -> str:
+        model = seen.view.module.model
+        entries = [*model.named_parameters(), *model.named_buffers()]
+        frozen = {name: t for name, t in entries if _is_frozen(name, seen) and t.is_floating_point()}
+        if not frozen:
+            return ""
+        tensors = [t.detach() for t in frozen.values()]
+        norms = dict(zip(frozen, torch.stack(torch._foreach_norm(tensors)).tolist(), strict=True))
+        moved = [name for name, norm in norms.items() if self.sums.get(name, norm) != norm]
+        self.sums = norms
+        return f"{moved[0]} belongs to a frozen component and has changed up to step {seen.step}." if moved else ""
+
+
+def _is_frozen(name: str, seen: Seen) -> bool:
+    return component_of(name) not in seen.activity.rates and not name.startswith(SESSION_MODULE)

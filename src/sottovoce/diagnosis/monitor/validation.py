@@ -1,0 +1,136 @@
+"""What validations say while the run goes on: worse with a high rate, worse with a falling loss, a wrong best."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from sottovoce.core.findings import Finding
+from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.thresholds import EVALUATIONS, HIGH_RATE
+from sottovoce.training.module import DecoderTraining
+
+NOISE_WIDTHS: Final = 2.0
+"""Standard errors of a rate, counted label by label, that a change must exceed; errors come in clusters."""
+GAP: Final = 0.5
+"""Training loss over validation loss below which the model has learnt its training trials by heart."""
+
+
+@dataclass
+class Validations:
+    """Rows D4, G7 and G9, and overfitting."""
+
+    plan: Plan
+    told: list[str] = field(default_factory=list)
+    best_by: str = ""
+    """Metric, decoder and stage that the values below belong to."""
+    values: list[list[float]] = field(default_factory=list)
+    """Step, metric (smaller is better), validation loss, training loss before it."""
+    losses: list[float] = field(default_factory=list)
+    """Training losses since the validation before."""
+    factor: float = 0.0
+    """The learning rate over its peak."""
+    stage: str = ""
+    pending: list[float] = field(default_factory=list)
+    """The last validation's step and metric, until the run has chosen its best checkpoint."""
+
+    def look(self, seen: Seen) -> Iterator[Finding]:
+        """After every step."""
+        yield from self.chosen(seen.view.module)
+        if seen.view.stage != self.stage:
+            self.stage, self.values = seen.view.stage, []
+        groups = seen.view.optimizer.param_groups
+        self.factor = max((group["lr"] / group["peak_lr"] for group in groups if "peak_lr" in group), default=0.0)
+        if not seen.skipped and "train/ctc_loss" in seen.view.metrics:
+            self.losses.append(seen.view.metrics["train/ctc_loss"])
+
+    @property
+    def metric(self) -> str:
+        """The name of what selects."""
+        stage = self.plan.stage(self.stage).config if self.stage else None
+        return f"val/{(stage.metric if stage else None) or self.plan.config.training.selection_metric}"
+
+    def validated(self, step: int, values: Mapping[str, float]) -> Iterator[Finding]:
+        """After every validation."""
+        value = values.get(self.metric)
+        if value is None or not math.isfinite(value):
+            if "metric_missing" not in self.told:
+                self.told.append("metric_missing")
+                there = ", ".join(sorted(name.removeprefix("val/") for name in values))
+                yield monitored(
+                    "metric_missing",
+                    f"{self.metric} is {'absent' if value is None else value} at step {step}; there are {there}.",
+                    step,
+                )
+            return
+        value = -value if self.metric == "val/wra" else value
+        self.pending = [step, value]
+        train = statistics.median(self.losses) if self.losses else math.nan
+        self.losses = []
+        if math.isfinite(train):
+            self.values.append([step, value, values.get("val/loss", math.nan), train])
+            yield from self._degradation(step)
+
+    def _degradation(self, step: int) -> Iterator[Finding]:
+        best = min(self.values, key=lambda entry: entry[1])
+        later = [entry for entry in self.values if entry[0] > best[0]]
+        if len(later) < EVALUATIONS:
+            return
+        last = later[-EVALUATIONS:]
+        if not all(entry[1] > best[1] + self._noise(best[1]) for entry in last):
+            return
+        train, val_loss = last[-1][3], last[-1][2]
+        name = self.metric.removeprefix("val/")
+        what = (
+            f"{name} {abs(best[1]):.3f} at step {best[0]:.0f}, {', '.join(f'{abs(e[1]):.3f}' for e in last)} since; "
+            f"training loss {best[3]:.3g} then, {train:.3g} now; validation loss {best[2]:.3g} then, {val_loss:.3g} now"
+        )
+        if train < best[3] and train < GAP * val_loss:
+            yield from self._once("overfitting", f"{what}.", step, 0.85)
+        elif self.factor >= HIGH_RATE and train <= 1.1 * best[3]:
+            yield from self._once(
+                "schedule_degradation", f"{what}; the rate is {self.factor:.0%} of its peak.", step, 0.7
+            )
+        elif self.factor >= HIGH_RATE and train > 1.2 * best[3]:
+            yield from self._once(
+                "learning_rate_too_high", f"{what}; the rate is {self.factor:.0%} of its peak.", step, 0.7
+            )
+
+    def _noise(self, rate: float) -> float:
+        if self.metric == "val/wra" or not self.plan.num_val_labels:
+            return 0.05
+        p = min(max(rate, 0.01), 0.99)
+        return NOISE_WIDTHS * math.sqrt(2 * p * (1 - p) / self.plan.num_val_labels)
+
+    def chosen(self, module: DecoderTraining) -> Iterator[Finding]:
+        """Is the best checkpoint the best by the metric itself?"""
+        if not self.pending:
+            return
+        progress = module.progress
+        if progress.best_by != self.best_by:
+            self.best_by, self.seen_best = progress.best_by, []
+        self.seen_best = [*self.seen_best, self.pending]
+        self.pending = []
+        best_step, lowest = min(self.seen_best, key=lambda entry: entry[1])
+        kept = next((value for step, value in self.seen_best if step == progress.best_step), None)
+        wrong = kept is None and progress.best is not None and progress.best[0] > lowest
+        if (wrong or (kept is not None and kept > lowest)) and "moving_average_checkpoint" not in self.told:
+            self.told.append("moving_average_checkpoint")
+            step = int(self.seen_best[-1][0])
+            yield monitored(
+                "moving_average_checkpoint",
+                f"The best checkpoint is that of step {progress.best_step}, {self.metric} "
+                f"{abs(kept) if kept is not None else math.nan:.4f}; step {best_step:.0f} had {abs(lowest):.4f}.",
+                step,
+            )
+
+    seen_best: list[list[float]] = field(default_factory=list)
+    """Step and metric of all validations by the same metric and decoder."""
+
+    def _once(self, code: str, evidence: str, step: int, support: float) -> Iterator[Finding]:
+        if code not in self.told:
+            self.told.append(code)
+            yield monitored(code, evidence, step, support=support)

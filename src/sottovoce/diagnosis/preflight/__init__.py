@@ -1,0 +1,3 @@
+"""Preflight: everything that can be known to be wrong before the first step."""
+
+from sottovoce.diagnosis.preflight.preflight import preflight as preflight

@@ -1,0 +1,174 @@
+"""Questions to the layers of this run's model and to its features: what they read, move and hold.
+
+Legend: B trials, T bins, C channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+import torch
+from torch import nn
+
+from sottovoce.core.findings import Finding
+from sottovoce.core.trial import Batch
+from sottovoce.diagnosis.causes import found
+from sottovoce.diagnosis.preflight.numbers import half_precision_parts
+from sottovoce.diagnosis.preflight.padding import check_padding
+from sottovoce.diagnosis.preflight.ssm import check_ssm, decays_in_low_precision, needs_another_device
+from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.models import compose, conv, gru, ssm, ssm_cuda, ssm_mamba1, ssm_mamba2
+from sottovoce.models.compose import DecoderModel, ModelConfig
+
+SHIFT_TOLERANCE: Final = 1e-3
+"""Bins between an impulse and the centre of its response (catalogue row F7)."""
+IMPULSE_BINS: Final = 101
+FUTURE_TOLERANCE: Final = 1e-4
+"""Change of early features, relative to their size, when late ones change."""
+EARLY: Final = 0.25
+"""Share of a trial that counts as early; the second half is changed."""
+FULL: Final = (torch.float32, torch.float64)
+
+
+def check_precision(subject: Subject) -> Iterator[Finding]:
+    """Parameters in formats that cannot hold them; asked before anything is computed with them."""
+    yield from half_precision_parts(subject)
+    yield from decays_in_low_precision(subject)
+
+
+def check_layers(subject: Subject) -> Iterator[Finding]:
+    """What is wrong with the model's layers and the features; the model is the run's own, on its own first trials."""
+    replaced = list(replaced_parts(subject))
+    yield from replaced
+    if not replaced:
+        yield from check_ssm(subject)
+    yield from smoothing_shift(subject)
+    if all(p.dtype in FULL for p in subject.module.model.parameters()):
+        if not needs_another_device(subject):
+            yield from check_padding(subject)
+        yield from looks_ahead(subject)
+
+
+def replaced_parts(subject: Subject) -> Iterator[Finding]:
+    """The model is what its configuration names: the class of each part, and every parameter's name and shape."""
+    config, model = subject.prepared.config.model, subject.module.model
+    for what, wanted, got in _classes(config, model):
+        if wanted != got:
+            yield found("backend_replaced", f"{what} asks for {wanted}, but the model has {got}.", "preflight")
+            return
+    with torch.random.fork_rng(()), torch.device("meta"):
+        fresh = {name: tuple(p.shape) for name, p in compose.build_model(config).named_parameters()}
+    built = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    differing = sorted(name for name in fresh.keys() | built.keys() if fresh.get(name) != built.get(name))
+    if differing:
+        name = differing[0]
+        counts = [sum(torch.Size(shape).numel() for shape in shapes.values()) for shapes in (built, fresh)]
+        yield found(
+            "backend_replaced",
+            f"The model has {counts[0]:,} parameters, its configuration makes {counts[1]:,}; {len(differing)} differ, "
+            f"for example {name}: {built.get(name, 'missing')} instead of {fresh.get(name, 'nothing')}.",
+            "preflight",
+        )
+
+
+def _classes(config: ModelConfig, model: DecoderModel) -> Iterator[tuple[str, str, str]]:
+    """What asks, the class or size it asks for, and what is there."""
+    encoders: dict[str, type[nn.Module]] = {"gru": gru.GRUEncoder, "conv": conv.ConvEncoder, "ssm": ssm.SSMEncoder}
+    asked = next(name for name in encoders if getattr(config, name) is not None)
+    yield f"model.{asked}", encoders[asked].__name__, type(model.encoder).__name__
+    optional: tuple[tuple[str, object, object], ...] = (
+        ("session_adapter", config.session_adapter, model.session_adapter),
+        ("stem", config.stem, model.stem),
+        ("transducer", config.transducer, model.transducer),
+        ("speaking_mode", config.speaking_mode, model.speaking_mode),
+    )
+    for name, wanted, part in optional:
+        yield f"model.{name}", _presence(wanted), _presence(part)
+    if config.gru is not None and isinstance(model.encoder, gru.GRUEncoder):
+        recurrence = model.encoder.gru
+        wanted_sizes = f"{config.gru.layers} layers of {config.gru.units} units of GRU"
+        yield (
+            "model.gru",
+            wanted_sizes,
+            f"{recurrence.num_layers} layers of {recurrence.hidden_size} units of {type(recurrence).__name__}",
+        )
+    if config.ssm is not None and isinstance(model.encoder, ssm.SSMEncoder):
+        kinds: dict[str, type[nn.Module]] = {"mamba2": ssm_mamba2.Mamba2, "mamba1": ssm_mamba1.Mamba1}
+        blocks = [part for part in model.encoder.modules() if isinstance(part, ssm.Block)]
+        expected = config.ssm.layers * (2 if config.ssm.bidirectional else 1)
+        yield "model.ssm.layers", f"{expected} blocks", f"{len(blocks)} blocks"
+        for block in blocks:
+            yield "model.ssm.kind", kinds[config.ssm.kind].__name__, type(block.ssm).__name__
+            by_kernel = getattr(block.ssm.scan, "func", None) is ssm_cuda.mamba_ssm_scan
+            yield "model.ssm.backend", config.ssm.backend, "mamba_ssm" if by_kernel else "torch"
+
+
+def _presence(part: object) -> str:
+    return "such a part" if part is not None else "none"
+
+
+def smoothing_shift(subject: Subject) -> Iterator[Finding]:
+    """An impulse that is smoothed stays where it was."""
+    pipeline = copy.copy(subject.module.pipeline)
+    if not pipeline.taps:
+        return
+    pipeline.preprocessor = replace(pipeline.preprocessor, log_mel=None, normalisation="none")
+    middle = IMPULSE_BINS // 2
+    signal_1TC = torch.zeros(1, IMPULSE_BINS, pipeline.preprocessor.num_channels)
+    signal_1TC[0, middle] = 1.0
+    one = torch.tensor([0])
+    batch = Batch(signal_1TC, torch.tensor([IMPULSE_BINS]), one[None], one, one, ("impulse",))
+    response_T = pipeline.evaluate(batch).signal[0, :, 0].double()
+    centre = float((response_T * torch.arange(len(response_T))).sum() / response_T.sum())
+    if not abs(centre - middle) <= SHIFT_TOLERANCE:
+        yield found(
+            "smoothing_shift",
+            f"An impulse at bin {middle} comes out of the smoothing ({len(pipeline.taps)} taps) centred at bin "
+            f"{centre:.3f}: a shift of {centre - middle:+.3f} bins.",
+            "preflight",
+        )
+
+
+def looks_ahead(subject: Subject) -> Iterator[Finding]:
+    """A causal encoder behind features that need the whole trial: what is decoded is no stream.
+
+    A causal state-space encoder is asked for to decode streams, a GRU is causal anyway: there it is only worth knowing.
+    """
+    config = subject.prepared.config.model
+    causal_ssm = config.ssm is not None and not config.ssm.bidirectional
+    if not causal_ssm and config.gru is None:
+        return
+    module, batch = subject.module, subject.part(subject.whole).batch
+    first = replace(batch.map_tensors(lambda x: x[:1]), trial_ids=batch.trial_ids[:1])
+    size = int(first.lengths_B[0])
+    changed = replace(first, signal=first.signal.clone())
+    changed.signal[:, size // 2 : size] = 3 * first.signal[:, size // 2 : size].flip(1) + 1
+    device = next(module.model.parameters()).device
+    early, late = (module.pipeline.evaluate(b.map_tensors(torch.Tensor.clone)).to(device) for b in (first, changed))
+    change, where = _early_change(early.signal, late.signal), "the features"
+    stem = module.model.stem
+    if change <= FUTURE_TOLERANCE and stem is not None:
+        was_training = [(part, part.training) for part in stem.modules()]
+        stem.eval()
+        with torch.no_grad():
+            change = _early_change(*(stem(b.signal, b.lengths_B)[0] for b in (early, late)))
+        for part, training in was_training:
+            part.training = training
+        where = "the frames that model.stem makes"
+    if change > FUTURE_TOLERANCE:
+        yield found(
+            "noncausal_normalisation",
+            f"When the second half of a trial changes, {where} of its first quarter change by {change:.2g} of their "
+            "size; the encoder behind them is causal.",
+            "preflight",
+            severity=None if causal_ssm else "note",
+        )
+
+
+def _early_change(before: torch.Tensor, after: torch.Tensor) -> float:
+    frames = max(int(EARLY * before.shape[1]), 1)
+    a, b = before[:, :frames], after[:, :frames]
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))

@@ -1,0 +1,229 @@
+"""Preflight of the losses: each is computed, in the same unit as the others, and weighs a trial for itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+import torch
+
+from sottovoce.core.findings import Finding
+from sottovoce.core.trial import Batch
+from sottovoce.diagnosis.causes import found
+from sottovoce.diagnosis.preflight.bindings import bound
+from sottovoce.diagnosis.preflight.rehearsal import Rehearsal
+from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.losses import ctc
+from sottovoce.models.compose import Encoded
+from sottovoce.training import module as training_module
+from sottovoce.training import terms as training_terms
+from sottovoce.training.stages import DECODER_OF
+from sottovoce.training.terms import TOKEN_LOSSES, Terms
+
+LARGEST_FACTOR: Final = 2.0
+"""Between the normalisations of two losses; row E1 of the catalogue."""
+SHARE_TOLERANCE: Final = 1e-4
+"""On the weight of a trial beside other partners; row E2."""
+LARGEST_SHARE: Final = 0.95
+"""Of all gradient into the encoder, from one loss (row E4). The shipped curriculum's transducer, with 1 to .3 for CTC,
+sends .75 before training."""
+KNOWN_FRAMES: Final = 24
+KNOWN_LABELS: Final = 5
+
+
+def check_infinite_targets(subject: Subject) -> Iterator[Finding]:
+    """An impossible target alone has an infinite loss: nothing replaces it by a number."""
+    for name, function in bound("ctc_loss", training_terms, ctc):
+        logits_BSV = torch.zeros(1, 4, subject.module.model.head.out_features)
+        label = 1 if subject.module.blank != 1 else 2
+        targets = torch.tensor([[label] * 3]), torch.tensor([4]), torch.tensor([3])
+        nats = float(function(logits_BSV, *targets, subject.module.blank).sum())
+        if math.isfinite(nats):
+            evidence = (
+                f"Three equal labels in 4 frames, which need 5, have a CTC loss of {nats:g} ({name}), not infinity."
+            )
+            yield found("zero_infinity", evidence, "preflight")
+            return
+
+
+def check_reductions(subject: Subject) -> Iterator[Finding]:
+    """Each lattice loss on uniform logits against its closed form, then the weight each gives a trial."""
+    names = [n for n in TOKEN_LOSSES if any(n in moment.activity.weights for moment in subject.moments)]
+    factors = dict(_factors(subject, names))
+    wrong = {name: factor for name, factor in factors.items() if not 1 / LARGEST_FACTOR <= factor <= LARGEST_FACTOR}
+    if zero := [name for name, factor in wrong.items() if factor == 0]:
+        evidence = (
+            f"On uniform logits the loss {zero[0]} of {KNOWN_LABELS} labels in {KNOWN_FRAMES} frames is exactly 0."
+        )
+        yield found("zero_loss", evidence, "preflight")
+    elif wrong:
+        name, factor = next(iter(wrong.items()))
+        evidence = (
+            f"On uniform logits the loss {name} of {KNOWN_LABELS} labels in {KNOWN_FRAMES} frames is {factor:.3g} "
+            "times its closed form in nats a target."
+        )
+        yield found("reduction_mismatch", evidence, "preflight")
+    elif len(names) == 2:
+        yield from _relative_scale(subject)
+
+
+def _factors(subject: Subject, names: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """What the run's own loss says, divided by the closed form, by loss."""
+    model, blank = subject.module.model, subject.module.blank
+    heads = [model.head] + ([model.transducer.output] if model.transducer is not None else [])
+    kept = [(p, p.detach().clone()) for head in heads for p in head.parameters()]
+    num_symbols = model.head.out_features
+    labels = [symbol for symbol in range(num_symbols) if symbol != blank][:KNOWN_LABELS]
+    frames_BSE = torch.zeros(1, KNOWN_FRAMES, model.encoder.output_size)
+    encoded = Encoded(frames_BSE, torch.tensor([KNOWN_FRAMES]))
+    batch = replace(
+        subject.batch,
+        labels_BU=torch.tensor([labels]),
+        label_lengths_B=torch.tensor([len(labels)]),
+        trial_ids=subject.batch.trial_ids[:1],
+    )
+    model.eval()
+    with torch.no_grad():
+        for parameter, _ in kept:
+            parameter.zero_()
+        weights = dict.fromkeys(names, 1.0)
+        ((_, compute_terms),) = bound("compute_terms", training_module)
+        nats = compute_terms(model, batch, encoded, weights, blank, subject.module.modes).nats
+        for parameter, before in kept:
+            parameter.copy_(before)
+    for name in names:
+        yield name, float(nats[name].sum()) / _closed_form(name, KNOWN_FRAMES, len(labels), num_symbols)
+
+
+def _closed_form(name: str, frames: int, labels: int, symbols: int) -> float:
+    """Nats of a target without repeats on uniform logits.
+
+    CTC: T ln V − ln C(T+U, 2U). Transducer: (T+U) ln V − ln C(T+U−1, U).
+    """
+    if name == "ctc":
+        return frames * math.log(symbols) - math.log(math.comb(frames + labels, 2 * labels))
+    return (frames + labels) * math.log(symbols) - math.log(math.comb(frames + labels - 1, labels))
+
+
+def _weight(subject: Subject, name: str, batch: Batch, frames_B: torch.Tensor) -> torch.Tensor:
+    """∂(the step's loss)/∂(nats of a trial), [B]."""
+    nats_B = torch.ones(len(batch), requires_grad=True)
+    terms = Terms({}, None, Encoded(torch.zeros(len(batch), 1, 1), frames_B))
+    (weight_B,) = torch.autograd.grad(subject.module.share(name, nats_B, batch, terms), nats_B)
+    return weight_B
+
+
+def _made_up(subject: Subject, frames: Sequence[int], labels: Sequence[int]) -> tuple[Batch, torch.Tensor]:
+    """A batch without signals: trials of so many frames and labels."""
+    bins = subject.module.model.bins_per_frame
+    batch = Batch(
+        signal=torch.zeros(len(frames), max(frames) * bins, 0),
+        lengths_B=torch.tensor(frames) * bins,
+        labels_BU=torch.ones(len(frames), max(labels), dtype=torch.int64),
+        label_lengths_B=torch.tensor(labels),
+        session_B=torch.zeros(len(frames), dtype=torch.int64),
+        trial_ids=tuple(f"trial {i}" for i in range(len(frames))),
+    )
+    return batch, torch.tensor(frames)
+
+
+def _relative_scale(subject: Subject) -> Iterator[Finding]:
+    """The weights that a trial has in CTC's and in the transducer's loss; a scaling that was asked for may differ."""
+    if subject.module.config.training.loss_scaling == "length":
+        return
+    ctc_weight, rnnt_weight = (float(_weight(subject, n, *_made_up(subject, [100], [20]))[0]) for n in TOKEN_LOSSES)
+    factor = ctc_weight / rnnt_weight if rnnt_weight else math.inf
+    if not 1 / LARGEST_FACTOR <= factor <= LARGEST_FACTOR:
+        evidence = (
+            f"A trial of 100 frames and 20 labels weighs {ctc_weight:.3g} in the CTC loss and {rnnt_weight:.3g} in the "
+            f"transducer's, before their weights: a factor of {factor:.3g}."
+        )
+        yield found("reduction_mismatch", evidence, "preflight")
+
+
+def check_batch_dependence(subject: Subject) -> Iterator[Finding]:
+    """A trial weighs as much beside a short partner as beside an equal and a long one."""
+    names = {name for moment in subject.moments for name in moment.activity.weights}
+    for name in (name for name in DECODER_OF if name in names):
+        weights = [
+            float(_weight(subject, name, *_made_up(subject, [30, frames], [6, labels]))[0])
+            for frames, labels in ((30, 6), (10, 2), (120, 24))
+        ]
+        ratio = max(weights) / min(weights) if min(weights) > 0 else math.inf
+        if ratio > 1 + SHARE_TOLERANCE:
+            equal, short, long = weights
+            evidence = (
+                f"In the loss {name} a trial of 30 frames and 6 labels weighs {short:.4g} beside one of 10 frames, "
+                f"{equal:.4g} beside its equal and {long:.4g} beside one of 120."
+            )
+            yield found("batch_dependent_scaling", evidence, "preflight")
+            return
+
+
+def check_rehearsals(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
+    """Losses that are 0, not finite, or drown the others, and gradients that are lost."""
+    checks: tuple[Callable[[Subject, Rehearsal], Finding | None], ...] = (_nonfinite, _zero, _dominates)
+    for check in checks:
+        hit = next((finding for r in rehearsals if (finding := check(subject, r)) is not None), None)
+        if hit is not None:
+            yield hit
+            if hit.severity == "error":
+                return
+
+
+def _nonfinite(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
+    bad = [name for name, nats in rehearsal.nats.items() if not all(map(math.isfinite, nats))]
+    if bad:
+        values = ", ".join(f"{nats:g}" for nats in rehearsal.nats[bad[0]])
+        return found("nonfinite_loss", f"In {rehearsal.moment} the loss {bad[0]} is {values}.", "preflight")
+    if not rehearsal.nonfinite:
+        return None
+    guilty = [name for name, norm in rehearsal.into_encoder.items() if norm is not None and not math.isfinite(norm)]
+    origin = f", from the loss {', '.join(guilty)}" if guilty else ""
+    evidence = (
+        f"In {rehearsal.moment} all losses of two trials of unequal length are finite, but "
+        f"{len(rehearsal.nonfinite)} gradients are not{origin}; the first: {rehearsal.nonfinite[0]}."
+    )
+    return found("infinite_padding", evidence, "preflight", support=0.9)
+
+
+def _zero(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
+    for name, nats in rehearsal.nats.items():
+        component = DECODER_OF[name]
+        if name == "mode" and _only_these_unlabelled(subject):
+            continue
+        if not any(nats):
+            what = f"is exactly 0 for all {len(nats)} trials"
+        elif component in rehearsal.moment.activity.rates and not rehearsal.component_norms.get(component):
+            what = f"gives {component} no gradient"
+        else:
+            continue
+        return found("zero_loss", f"In {rehearsal.moment} the loss {name} {what}.", "preflight")
+    return None
+
+
+def _only_these_unlabelled(subject: Subject) -> bool:
+    """The rehearsed trials have no speaking mode, others have."""
+    modes, prepared = subject.module.modes, subject.prepared
+    if modes is None:
+        return False
+    labelled = [
+        bool(modes.of(ids, torch.device("cpu"))[1].any())
+        for ids in (subject.batch.trial_ids, [prepared.trial_set.trials[i].trial_id for i in prepared.train_indices])
+    ]
+    return labelled == [False, True]
+
+
+def _dominates(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
+    norms = {name: norm for name, norm in rehearsal.into_encoder.items() if norm is not None}
+    if len(norms) < 2 or not any(norms.values()):
+        return None
+    name = max(norms, key=lambda n: norms[n])
+    share = norms[name] / sum(norms.values())
+    if share <= LARGEST_SHARE:
+        return None
+    sizes = ", ".join(f"{n} {norm:.3g}" for n, norm in norms.items())
+    evidence = f"In {rehearsal.moment} the loss {name} sends {share:.1%} of the gradient into the encoder ({sizes})."
+    return found("loss_term_dominates", evidence, "preflight")

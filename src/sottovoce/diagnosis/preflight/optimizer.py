@@ -1,0 +1,240 @@
+"""Preflight of ownership and rates: the optimiser owns exactly what shall learn, and moves it as configured."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+import torch
+
+from sottovoce.core.findings import Finding
+from sottovoce.data.collation import StepPart
+from sottovoce.diagnosis.causes import found
+from sottovoce.diagnosis.preflight.rehearsal import Rehearsal, rehearse
+from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.models.compose import component_of
+from sottovoce.training.guard import owned_by
+from sottovoce.training.optimizer import SESSION_MODULE, group_of
+from sottovoce.training.stages import DECODER_OF
+
+RATE_TOLERANCE: Final = 1e-9
+"""Relative; row B6 of the catalogue."""
+LEAST_COSINE: Final = 0.9999
+"""Between the gradients of one batch and of its micro-batches; row B7."""
+NORM_TOLERANCE: Final = 1e-3
+"""On the ratio of their norms; row B7."""
+NUM_RATES: Final = 25
+"""Steps spread over the run whose learning rates are looked at."""
+
+
+def check_ownership(subject: Subject) -> Iterator[Finding]:
+    """Everything that a stage trains belongs to the optimiser, once, in the group that its name says."""
+    model, optimizer = subject.module.model, subject.optimizer
+    counts = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
+    names = {id(p): name for name, p in model.named_parameters()}
+    learning = {component for moment in subject.moments for component in moment.activity.rates}
+    shall_learn = {name: p for name, p in model.named_parameters() if p.requires_grad or component_of(name) in learning}
+    stale = [name for name, p in shall_learn.items() if id(p) not in counts]
+    strange = [group["name"] for group in optimizer.param_groups for p in group["params"] if id(p) not in names]
+    if stale:
+        sizes = sum(shall_learn[name].numel() for name in stale)
+        stages = sorted({m.stage for m in subject.moments for n in stale if component_of(n) in m.activity.rates})
+        where = f" (stage{'s' * (len(stages) > 1)} {', '.join(stages)})" if stages else ""
+        evidence = (
+            f"{len(stale)} of {len(shall_learn)} parameters that shall learn{where} are in no group of the optimiser, "
+            f"{sizes:,} numbers: {_some(stale)}."
+        )
+        yield found("stale_optimizer", evidence, "preflight")
+    elif strange:
+        evidence = f"{len(strange)} tensors of the optimiser are none of the model's (groups {_some(strange)})."
+        yield found("stale_optimizer", evidence, "preflight")
+    twice = [names[key] for key, count in counts.items() if count > 1 and key in names]
+    if twice:
+        yield found("ambiguous_parameter_groups", f"{_some(twice)} are in the optimiser more than once.", "preflight")
+    yield from _groups(subject, names)
+
+
+def _groups(subject: Subject, names: dict[int, str]) -> Iterator[Finding]:
+    decay = subject.module.config.training.optimizer.weight_decay
+    misplaced, decayed = [], []
+    for group in subject.optimizer.param_groups:
+        kind = str(group["name"]).rsplit(".", 1)[-1]
+        for name in (names[id(p)] for p in group["params"] if id(p) in names):
+            component = group.get("component")
+            if kind != group_of(name) or (component is not None and component != component_of(name)):
+                misplaced.append(f"{name} in {group['name']}")
+            elif group["weight_decay"] != (decay if kind == "other" else 0.0):
+                decayed.append(f"{name} ({group['weight_decay']:g})")
+    if misplaced:
+        evidence = f"{len(misplaced)} parameters are in a group that is not theirs: {_some(misplaced)}."
+        yield found("ambiguous_parameter_groups", evidence, "preflight")
+    if decayed:
+        evidence = f"{len(decayed)} parameters have a weight decay that their group should not: {_some(decayed)}."
+        yield found("weight_decay_on_biases", evidence, "preflight")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def check_reach(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
+    """Every owned parameter receives a gradient in some stage, and no frozen branch sends any."""
+    owned, reached = (
+        owned_by(subject.optimizer, subject.module.named),
+        frozenset[str]().union(*(r.reached for r in rehearsals)),
+    )
+    adapters_work = any(name.startswith(SESSION_MODULE) for name in reached)
+    unused = [n for n in owned if n not in reached and not (n.startswith(SESSION_MODULE) and adapters_work)]
+    if unused:
+        evidence = (
+            f"{len(unused)} of {len(owned)} parameters of the optimiser get no gradient in any stage, "
+            f"{sum(owned[n].numel() for n in unused):,} numbers: {_some(unused)}."
+        )
+        yield found("unused_parameters", evidence, "preflight")
+    yield from _leaking(subject, rehearsals)
+
+
+def check_held(subject: Subject) -> Iterator[Finding]:
+    """Stages in which a loss is computed whose weight is 0 or whose head is frozen; only those are run."""
+    for moment in subject.moments:
+        weights = subject.module.curriculum.stage(moment.position).config.loss_weights
+        computed = moment.activity.weights
+        if any(not getattr(weights, n) or DECODER_OF[n] not in moment.activity.rates for n in computed):
+            yield from _leaking(subject, [rehearse(subject, moment)])
+            return
+
+
+def _leaking(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
+    for rehearsal in rehearsals:
+        leaks = list(_leaks(subject, rehearsal))
+        if leaks:
+            evidence = f"In {rehearsal.moment}: {'; '.join(leaks)}."
+            yield found("frozen_branch_leaks", evidence, "preflight")
+            return
+
+
+def _leaks(subject: Subject, rehearsal: Rehearsal) -> Iterator[str]:
+    moment = rehearsal.moment
+    weights = subject.module.curriculum.stage(moment.position).config.loss_weights
+    for name, norm in rehearsal.into_encoder.items():
+        off = not getattr(weights, name) or name not in moment.activity.weights
+        held = DECODER_OF[name] not in moment.activity.rates
+        if norm is not None and (off or held):
+            why = "has no weight" if off else f"trains through {DECODER_OF[name]}, which is frozen"
+            yield f"the loss {name} {why} and sends a gradient of norm {norm:.3g} into the encoder"
+    frozen = sorted(n for n in rehearsal.reached if component_of(n) not in moment.activity.rates)
+    if frozen:
+        yield f"gradients reach what is frozen: {_some(frozen)}"
+    moved = [n for n in rehearsal.moved_buffers if component_of(n) not in moment.activity.rates]
+    if moved:
+        yield f"running statistics of what is frozen move: {_some(moved)}"
+
+
+def check_schedule(subject: Subject) -> Iterator[Finding]:
+    """The learning rates that the run sets, over its planned steps, against the configured curve."""
+    module, config = subject.module, subject.module.config.training
+    moment = subject.moments[-1]
+    subject.enter(moment)
+    total = module.curriculum.total_steps
+    steps = sorted({0, 1, config.scheduler.warmup_steps, *(i * (total - 1) // NUM_RATES for i in range(NUM_RATES + 1))})
+    seen, wrong = set[float](), list[tuple[int, str, float, float]]()
+    for step in steps:
+        module.progress.updates = step
+        module.set_rates(subject.optimizer)
+        for group in subject.optimizer.param_groups:
+            kind = str(group["name"]).rsplit(".", 1)[-1]
+            peak = (config.optimizer.session_lr or config.optimizer.lr) if kind == "session" else config.optimizer.lr
+            component = group.get("component")
+            share = 1.0 if component is None else moment.activity.rates.get(component, 0.0)
+            planned, rate = peak * share * _planned_factor(subject, step), float(group["lr"])
+            seen.add(rate)
+            if not math.isclose(rate, planned, rel_tol=RATE_TOLERANCE, abs_tol=1e-15):
+                wrong.append((step, group["name"], rate, planned))
+    if wrong:
+        step, name, rate, planned = wrong[len(wrong) // 2]
+        flat = " It is the same at every step." if len(seen) == 1 else ""
+        evidence = (
+            f"At {len({s for s, *_ in wrong})} of {len(steps)} steps looked at the rate is another than configured; "
+            f"e.g. at step {step} group {name} has {rate:.4g}, planned are {planned:.4g}.{flat}"
+        )
+        yield found("schedule_not_stepped", evidence, "preflight")
+
+
+def _planned_factor(subject: Subject, step: int) -> float:
+    """The configured curve, written down a second time (nejm-brain-to-text `rnn_trainer.py`)."""
+    scheduler, total = subject.module.config.training.scheduler, subject.module.curriculum.total_steps
+    warmup, end, floor = scheduler.warmup_steps, scheduler.max_steps or total, scheduler.min_lr_ratio
+    if step < warmup:
+        return step / warmup
+    if scheduler.name == "constant":
+        return 1.0
+    progress = min((step - warmup) / (end - warmup), 1.0)
+    return (1 + floor) / 2 + (1 - floor) / 2 * math.cos(math.pi * progress)
+
+
+def check_accumulation(subject: Subject) -> Iterator[Finding]:
+    """Two micro-batches of one trial each give the gradient of one batch of two.
+
+    Compared at the parameters of the decoders, behind everything that normalises a loss. Not for models with statistics
+    over the batch, for which it does not hold.
+    """
+    module, size = subject.module, len(subject.batch)
+    if size < 2 or any(True for _ in module.model.buffers()):
+        return
+    config = module.config
+    try:
+        gradients = []
+        for batch_size, parts in ((size, 1), (1, size)):
+            training = replace(
+                config.training,
+                batch_size=batch_size,
+                gradient_accumulation_steps=parts,
+                loss_scaling="none",  # a balance that is measured stays the same throughout a step
+            )
+            module.config = replace(config, training=training)
+            gradients.append(_decoder_gradient(subject, batch_size, parts))
+    finally:
+        module.config = config
+    whole, accumulated = gradients
+    ratio = float(accumulated.norm() / whole.norm())
+    cosine = float(torch.nn.functional.cosine_similarity(whole, accumulated, dim=0))
+    if cosine < LEAST_COSINE or abs(ratio - 1) > NORM_TOLERANCE:
+        evidence = (
+            f"{size} micro-batches of one trial give {ratio:.4g} times the gradient of one batch of {size}, at a "
+            f"cosine of {cosine:.5f}."
+        )
+        yield found("accumulation_mismatch", evidence, "preflight")
+
+
+def _decoder_gradient(subject: Subject, batch_size: int, parts: int) -> torch.Tensor:
+    """The step's gradient at the decoders, as Lightning adds it up, without dropout."""
+    module = subject.module
+    subject.enter()
+    module.eval()
+    assert module.activity is not None
+    decoders = {DECODER_OF[name] for name in module.activity.weights} & module.activity.rates.keys() - {"flow_bridge"}
+    parameters = [p for name, p in module.named.items() if component_of(name) in decoders and p.requires_grad]
+    for parameter in module.named.values():
+        parameter.requires_grad_(any(parameter is p for p in parameters))  # the encoder is run without a graph
+    total = torch.zeros(sum(p.numel() for p in parameters))
+    for micro_batch in range(parts):
+        rows = slice(micro_batch * batch_size, (micro_batch + 1) * batch_size)
+        batch = subject.batch.map_tensors(lambda x, rows=rows: x[rows].clone())  # type: ignore[misc]
+        batch = replace(batch, trial_ids=batch.trial_ids[rows])
+        if parts > 1:
+            longest, most = int(batch.lengths_B.max()), int(batch.label_lengths_B.max())
+            batch = replace(batch, signal=batch.signal[:, :longest], labels_BU=batch.labels_BU[:, :most])
+        part = StepPart(0, micro_batch, tuple(range(rows.start, rows.stop)), batch)
+        share = module.forward_part(part) / parts
+        found_gradients = torch.autograd.grad(share, parameters, allow_unused=True)
+        total += torch.cat(
+            [
+                (torch.zeros_like(p) if g is None else g).flatten()
+                for p, g in zip(parameters, found_gradients, strict=True)
+            ]
+        )
+    return total
