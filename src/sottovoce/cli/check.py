@@ -103,7 +103,7 @@ def _check_run(overrides: Sequence[str], as_json: bool) -> int:
         print(json.dumps({"trials": report.trials, **of_both}))
     else:
         print(_summary(Path(config.data.data_root), replace(report, faults=faults)))
-        for line in (*summary_lines(faults), *map(str, findings)):
+        for line in (*summary_lines(faults), *(finding.told for finding in findings)):
             print(line)
     severities = [*(fault.severity for fault in faults), *(finding.severity for finding in findings)]
     return int("error" in severities)

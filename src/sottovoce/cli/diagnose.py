@@ -85,21 +85,7 @@ def _print(findings: list[Finding], replays: list[Replayed]) -> None:
     for replayed in replays:
         print(summary(replayed))
     for finding in findings:
-        print("\n".join(_lines(finding)))
-
-
-def _lines(finding: Finding) -> list[str]:
-    """The cause, the evidence and the fix, a line each; an override stands alone, to be copied."""
-    when = "" if finding.step is None else f" at step {finding.step}"
-    rows = {
-        "evidence": finding.evidence,
-        "override": finding.override,
-        "fix": finding.advice,
-        "to be sure": finding.tell_apart,
-        "page": finding.page,
-    }
-    head = f"{finding.severity}{when}: {finding.code}: {finding.explanation}"
-    return [head, *(f"  {name}: {words}" for name, words in rows.items() if words)]
+        print(finding.told)
 
 
 def _unfinished(record: RunRecord) -> str:

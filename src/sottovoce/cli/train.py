@@ -84,7 +84,7 @@ def _explained() -> Iterator[None]:
         if error.run_dir is not None and is_main_process():
             findings = explain(error.run_dir)
             for finding in findings:
-                print(finding, file=sys.stderr)
+                print(finding.told, file=sys.stderr)
             print(f"report: {write_report(error.run_dir, findings, pages(findings))}", file=sys.stderr)
         raise
 
@@ -101,7 +101,7 @@ def _looked_at(prepared: Prepared) -> list[Finding]:
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:
         for finding in findings:
-            print(finding, file=sys.stderr)
+            print(finding.told, file=sys.stderr)
         raise TrainingAborted(
             f"preflight has found {errors} error{'s' * (errors > 1)}, nothing was trained; "
             "training.preflight=false trains all the same"
@@ -123,7 +123,7 @@ def _finish(run_dir: Path) -> int:
             print(summary(evaluation))
     findings = explain(run_dir)
     for finding in findings:
-        print(finding, file=sys.stderr)
+        print(finding.told, file=sys.stderr)
     print(f"report: {write_report(run_dir, findings, pages(findings))}")
     print(f"run: {run_dir}")
     return 1 if any(finding.severity == "error" for finding in findings) else 0

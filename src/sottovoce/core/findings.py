@@ -61,6 +61,20 @@ class Finding:
         """The fix without the override before it."""
         return self.fix.removeprefix(self.override).removeprefix(": ")
 
+    @property
+    def told(self) -> str:
+        """The cause, the evidence and the fix, a line each; an override stands alone, to be copied."""
+        when = "" if self.step is None else f" at step {self.step}"
+        rows = {
+            "evidence": self.evidence,
+            "override": self.override,
+            "fix": self.advice,
+            "to be sure": self.tell_apart,
+            "page": self.page,
+        }
+        head = f"{self.severity}{when}: {self.code}: {self.explanation}"
+        return "\n".join([head, *(f"  {name}: {words}" for name, words in rows.items() if words)])
+
     def __str__(self) -> str:
         when = "" if self.step is None else f" at step {self.step}"
         return f"{self.severity}{when}: {self.code}: {self.evidence} {self.explanation} Fix: {self.fix} ({self.page})"
