@@ -20,6 +20,8 @@ from sottovoce.diagnosis.thresholds import BLANK, LEFT
 
 AT_FLOOR: Final = 0.95
 """Loss over F above which the input is not used (row D6 a)."""
+OFF_FLOOR: Final = 0.9
+"""And below which it is: batches differ by some per cent."""
 FLAT: Final = 0.02
 """A window whose loss fell by less than this share is flat."""
 
@@ -42,6 +44,8 @@ class Blanks:
     """Step at which blanks were left for the first time."""
     best: float | None = None
     """Lowest median loss of a window so far."""
+    at_floor_since: int | None = None
+    """Step since which the loss has been that of a model that does not look at its input."""
     sensitivity: float = 0.0
     movement: float = 0.0
 
@@ -59,6 +63,7 @@ class Blanks:
         blank = metrics["train/blank_fraction"]
         self.losses = [*self.losses[1 - self.plan.patience :], metrics["train/ctc_loss"]]
         self._note_blanks(seen, blank)
+        yield from self._ignores_input(seen)
         if len(self.losses) < self.plan.patience or seen.updates < self._grace:
             return
         recent = statistics.median(self.losses[-self.plan.window :])
@@ -92,6 +97,29 @@ class Blanks:
             return 0.0
         before, after = statistics.median(self.losses[:half]), statistics.median(self.losses[half:])
         return (after - before) / before if before else 0.0
+
+    def _ignores_input(self, seen: Seen) -> Iterator[Finding]:
+        """The loss stays at its floor, whatever is emitted: row D6 a, also where the commonest symbols are repeated."""
+        if len(self.losses) < self.plan.window or self.plan.floor is None:
+            return
+        recent = statistics.median(self.losses[-self.plan.window :])
+        if recent < OFF_FLOOR * self.plan.floor or seen.updates <= self.plan.config.training.scheduler.warmup_steps:
+            self.at_floor_since = None
+        elif recent >= AT_FLOOR * self.plan.floor and self.at_floor_since is None:
+            self.at_floor_since = seen.step
+        if self.at_floor_since is None:
+            return
+        lasting = seen.step - self.at_floor_since >= self.plan.collapse_steps
+        if lasting and not self.blanks.raised and "input_ignored" not in self.told:
+            self.told.append("input_ignored")
+            yield monitored(
+                "input_ignored",
+                f"The CTC loss is {recent:.3g}, {recent / self.plan.floor:.2f} of the input-blind floor "
+                f"{self.plan.floor:.3g}, and has been at it since step {self.at_floor_since}: constant answers do as "
+                "well.",
+                seen.step,
+                support=0.9,
+            )
 
     def _eps(self, seen: Seen, recent: float, stuck: bool) -> Iterator[Finding]:
         """ε far above the gradients, and a run that does not get anywhere."""
