@@ -139,6 +139,9 @@ def test_check_takes_a_recipe(
     configured = overrides(tiny_t15, tmp_path / "runs", "none")
     assert main(["check", *configured, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
+    weights = sum(p.numel() for p in prepare(compose_config(configured)).model.parameters())
+    assert printed["memory"]["weights"] == 4 * 4 * weights  # float32; weights, gradients and two moments
+    assert printed["memory"]["activations"] > 0
     assert printed["trials"] == 30 and not [f for f in printed["findings"] if f["severity"] != "note"]
     monkeypatch.setattr("torch.nn.functional.ctc_loss", _zero_infinity(torch.nn.functional.ctc_loss))
     assert main(["check", *configured]) == 1

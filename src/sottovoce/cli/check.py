@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sottovoce.cli.progress import progress_bar
@@ -21,6 +21,7 @@ from sottovoce.data.config import LAYOUTS
 from sottovoce.data.layout import detect_layout
 from sottovoce.data.pronunciation import read_lexicon
 from sottovoce.diagnosis.preflight import preflight
+from sottovoce.diagnosis.preflight.memory import memory_of
 from sottovoce.features.config import LogMelConfig
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import check_data, prepare
@@ -98,13 +99,17 @@ def _check_run(overrides: Sequence[str], as_json: bool) -> int:
     prepared = prepare(config, known=unusable_trials(report))
     faults = (*report.faults, *(f for f in prepared.skipped if f not in report.faults))
     findings = preflight(prepared)
+    sound = all(finding.severity != "error" for finding in findings)
+    memory = memory_of(prepared) if sound else None
     if as_json:
         of_both = {"faults": [f.as_dict() for f in faults], "findings": [f.as_dict() for f in findings]}
-        print(json.dumps({"trials": report.trials, **of_both}))
+        print(json.dumps({"trials": report.trials, **of_both, "memory": asdict(memory) if memory else None}))
     else:
         print(_summary(Path(config.data.data_root), replace(report, faults=faults)))
         for line in (*summary_lines(faults), *(finding.told for finding in findings)):
             print(line)
+        if memory is not None:
+            print(f"memory: {memory}")
     severities = [*(fault.severity for fault in faults), *(finding.severity for finding in findings)]
     return int("error" in severities)
 

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _multirun(overrides)
     if run_dir is not None:
         with _explained():
-            run_dir = resume(run_dir, overrides, RunWatch)
+            run_dir = resume(run_dir, overrides, _watch_again)
         return _finish(run_dir)
     config = compose_config(overrides)
     if arguments.show_config:
@@ -73,6 +73,12 @@ def _started(prepared: Prepared) -> Path:
     watch = RunWatch(prepared, _looked_at(prepared))
     with _explained():
         return start(prepared, watch)
+
+
+def _watch_again(prepared: Prepared) -> RunWatch:
+    """What looks on while a run is continued; its records hold what was found before its first step."""
+    _looked_at(prepared)
+    return RunWatch(prepared)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import torch
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.rehearsal import Rehearsal
+from sottovoce.diagnosis.preflight.rehearsal import Rehearsal, rehearse
 from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.training.preparation import Prepared
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ def check_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[
     estimate = estimate_memory(subject, rehearsals)
     if estimate.total > estimate.available:
         yield found("memory_short", f"By an estimate {estimate}.", "preflight", support=0.7)
+
+
+def memory_of(prepared: Prepared) -> MemoryEstimate:
+    """What the longest batch of a run will take, from one rehearsed step of each kind in its curriculum."""
+    subject = Subject.of(prepared)
+    with subject.untouched():
+        return estimate_memory(subject, [rehearse(subject, moment) for moment in subject.moments])
 
 
 def estimate_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> MemoryEstimate:
