@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from sottovoce.core.checkpoints import has_checkpoint, write_checkpoint
+from sottovoce.core.errors import SottovoceError
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import TrialSet
 from sottovoce.diagnosis.causes import found
@@ -20,6 +22,20 @@ from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.evaluation.loaded_run import LoadedRun, load_run
 from sottovoce.evaluation.scoring import score
 from sottovoce.training import run as training_run
+
+FAILURES: Final = (
+    SottovoceError,
+    OSError,
+    ArithmeticError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What code that nobody has run yet ends with."""
 
 
 def check_exit(subject: Subject) -> Iterator[Finding]:
@@ -34,7 +50,7 @@ def check_exit(subject: Subject) -> Iterator[Finding]:
             doing = "decoding and scoring two trials"
             if not differing:
                 _score(subject, loaded)
-        except Exception as error:  # noqa: BLE001 - whatever it is: found now, it costs a second and not the run
+        except FAILURES as error:  # found now, it costs a second and not the run
             evidence = f"{doing.capitalize()} fails: {type(error).__name__}: {' '.join(str(error).split())}."
             yield found("late_crash", evidence, "preflight")
             return
