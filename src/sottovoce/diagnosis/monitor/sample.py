@@ -153,7 +153,8 @@ def _movement(
     for name, old in before.weights.items():
         component = component_of(name)
         difference = now[name].float() - old.float()
-        if rates.get(component) and bool(before.gradients[name].any()):
+        visible = rates.get(component, 0.0) > FLOAT32_STEP * float(old.float().abs().mean())  # else it is rounded away
+        if visible and bool(before.gradients[name].any()):
             moved[component] = moved.get(component, False) or bool(difference.any())
         if parameters[name].dim() > 1:
             share = parameters[name].numel() / len(old)
