@@ -116,7 +116,8 @@ def steps_are_too_large(record: RunRecord) -> Iterator[Suspicion]:
     late = middle(loss.values[-max(3, len(loss) // 4) :])
     lowest = min(middle(loss.values[i : i + 3]) for i in range(len(loss) - 2))
     evidence = ""
-    if worst[1] > JUMP * start and worst[0] > loss.steps[1]:
+    rose = worst[1] > JUMP * start and worst[0] > loss.steps[1]
+    if rose and (spikes or late > JUMP * start):  # one record alone may be a batch of long trials
         evidence = f"The CTC loss rose from {start:.3g} at the start to {worst[1]:.3g} at step {worst[0]}"
     elif spikes and late > JUMP * lowest:
         evidence = f"The CTC loss had come down to {lowest:.3g} and ended at {late:.3g}"
