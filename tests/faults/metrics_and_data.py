@@ -214,6 +214,7 @@ EXHIBITS = (
     Exhibit("training sentences in validation", "H1", "split_leak", training_sentences_in_validation),
     Exhibit("selection on the test split", "H2", "selection_on_test", selection_on_the_test_split),
     Exhibit("a session of two trials", "H4", "session_imbalance", one_session_is_tiny,
-            overrides=("data.sessions_per_batch=2",)),
+            overrides=("data.sessions_per_batch=2",),
+            slow=True),
     Exhibit("one speaker's recordings for all", "H10", "single_speaker_audio", one_speaker_for_all, "recordings"),
 )  # fmt: skip
