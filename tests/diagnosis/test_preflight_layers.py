@@ -20,6 +20,7 @@ from sottovoce.features import pipeline as feature_pipeline
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models import ssm, stem
 from sottovoce.models.gru import GRUEncoder
+from sottovoce.models.patching import PatchConfig, patches
 from sottovoce.models.ssm_mamba2 import Mamba2
 from sottovoce.models.ssm_parts import ReverseByLength
 from tests.diagnosis.subjects import gru_subject, ssm_subject
@@ -179,15 +180,18 @@ def test_a_reversal_that_ignores_lengths(tiny_t15: Path, monkeypatch: Patch) -> 
 
 
 def test_a_bidirectional_gru(tiny_t15: Path, monkeypatch: Patch) -> None:
-    class Both(GRUEncoder):
-        pass
-
     subject = gru_subject(tiny_t15)
     encoder = subject.module.model.encoder
     assert isinstance(encoder, GRUEncoder)
     both = nn.GRU(encoder.gru.input_size, 8, 2, batch_first=True, bidirectional=True)
     both.hidden_size = 16
-    monkeypatch.setattr(GRUEncoder, "forward", lambda self, x, lengths: (both_ways(self.gru, x), lengths))
+
+    def forward(
+        self: GRUEncoder, x: torch.Tensor, lengths: torch.Tensor, patch: PatchConfig | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return both_ways(self.gru, x if patch is None else patches(x, patch)), lengths
+
+    monkeypatch.setattr(GRUEncoder, "forward", forward)
     encoder.gru = both
     assert "reversal_reads_padding" in codes(check_layers_of(subject))
 

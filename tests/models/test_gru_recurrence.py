@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sottovoce.models.gru import GRUConfig, GRUEncoder
-from sottovoce.models.gru_recurrence import gru_layer
+from sottovoce.models.gru_recurrence import recurrence
 
 
 def _encoder(layers: int, dropout: float = 0.0) -> GRUEncoder:
@@ -38,9 +38,9 @@ def test_values_and_all_gradients_are_those_of_pytorchs_gru(layers: int, frames:
 
 def test_gradcheck() -> None:
     torch.manual_seed(1)
-    shapes = [(2, 4, 3), (2, 2), (6, 3), (6, 2), (6,), (6,)]
+    shapes = [(2, 4, 6), (2, 2), (6, 2), (6,)]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradcheck(gru_layer, inputs)
+    assert torch.autograd.gradcheck(recurrence, inputs)
 
 
 def test_only_training_takes_the_written_out_pass_and_dropout_acts_between_layers_only() -> None:

@@ -232,7 +232,7 @@ class _Published(Bare):
         weights_BCC = torch.stack([adapter.weights[i] for i in session_B])
         biases_B1C = torch.stack([adapter.biases[i] for i in session_B])
         adapted = functional.softsign(torch.einsum("btc,bcd->btd", signal_BTC, weights_BCC) + biases_B1C)
-        channels_first_BCT = adapter.dropout(adapted).permute(0, 2, 1)
+        channels_first_BCT = functional.dropout(adapted, adapter.dropout.p, adapter.training).permute(0, 2, 1)
         windows_BCSK = channels_first_BCT.unfold(2, patch.size, patch.stride)
         frames_BSD = windows_BCSK.permute(0, 2, 3, 1).flatten(2)
         logits: torch.Tensor = model.head(encoder.gru(frames_BSD, encoder.start(len(signal_BTC)))[0])

@@ -165,14 +165,18 @@ class DecoderModel(nn.Module):
             x = self.session_adapter(x, session_B)
         if self.stem is not None:
             x, lengths_B = self.stem(x, lengths_B)
-        if self.config.patch is not None:
-            x = patches(x, self.config.patch)
-            lengths_B = self.config.patch.output_lengths(lengths_B)
+        patch = self.config.patch
+        if patch is not None:
+            lengths_B = patch.output_lengths(lengths_B)
+        if isinstance(self.encoder, GRUEncoder):
+            frames_BSE, lengths_B = self.encoder(x, lengths_B, patch)
+        else:
+            x = x if patch is None else patches(x, patch)
+            if with_mode and self.speaking_mode is not None and isinstance(self.encoder, SSMEncoder):
+                return self._encode_modulated(self.encoder, x, lengths_B)
+            frames_BSE, lengths_B = self.encoder(x, lengths_B)
         if not with_mode or self.speaking_mode is None:
-            return Encoded(*self.encoder(x, lengths_B))
-        if isinstance(self.encoder, SSMEncoder):
-            return self._encode_modulated(self.encoder, x, lengths_B)
-        frames_BSE, lengths_B = self.encoder(x, lengths_B)
+            return Encoded(frames_BSE, lengths_B)
         return Encoded(frames_BSE, lengths_B, self.speaking_mode(frames_BSE, lengths_B))
 
     def _encode_modulated(self, encoder: SSMEncoder, x_BSE: torch.Tensor, lengths_B: torch.Tensor) -> Encoded:

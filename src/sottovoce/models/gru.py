@@ -12,7 +12,10 @@ from torch import nn
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.lengths import Lengths
-from sottovoce.models.gru_recurrence import gru_layer
+from sottovoce.models.dropout import dropout
+from sottovoce.models.gru_recurrence import recurrence
+from sottovoce.models.patch_projection import project_patches
+from sottovoce.models.patching import PatchConfig, patches
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,30 @@ class GRUEncoder(nn.Module):
         """State before the first frame, [L, B, E]."""
         return self.initial_state.expand(self.gru.num_layers, batch_size, -1).contiguous()
 
-    def forward(self, x_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outputs [B, S, E] and the unchanged lengths."""
+    def forward(
+        self, x_BSD: torch.Tensor, lengths_B: torch.Tensor, patch: PatchConfig | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs [B, S, E] and the unchanged lengths; with `patch`, `x` is the bins whose patches are the input."""
         state_LBE = self.start(len(x_BSD))
         plain = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
         if plain and x_BSD.device.type == "cpu" and torch.is_grad_enabled():
-            return self._train_on_cpu(x_BSD, state_LBE), lengths_B
-        _, y_BSE = self.step(state_LBE, x_BSD)
+            return self._train_on_cpu(x_BSD, state_LBE, patch), lengths_B
+        _, y_BSE = self.step(state_LBE, x_BSD if patch is None else patches(x_BSD, patch))
         return y_BSE, lengths_B
 
-    def _train_on_cpu(self, x_BSD: torch.Tensor, state_LBE: torch.Tensor) -> torch.Tensor:
+    def _train_on_cpu(self, x_BSD: torch.Tensor, state_LBE: torch.Tensor, patch: PatchConfig | None) -> torch.Tensor:
         """What `self.gru` gives, with a faster backward pass."""
         y_BSE = x_BSD
         for layer, initial_BE in enumerate(state_LBE):
+            kinds = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+            weight_ih, bias_ih, weight_hh, bias_hh = (getattr(self.gru, f"{kind}_l{layer}") for kind in kinds)
             if layer:
-                y_BSE = nn.functional.dropout(y_BSE, self.gru.dropout, self.training)
-            kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            y_BSE = gru_layer(y_BSE, initial_BE, *(getattr(self.gru, f"{kind}_l{layer}") for kind in kinds))
+                y_BSE = dropout(y_BSE, self.gru.dropout, self.training)
+            if layer or patch is None:
+                gates_BSG = nn.functional.linear(y_BSE, weight_ih, bias_ih)
+            else:
+                gates_BSG = project_patches(y_BSE, patch, weight_ih, bias_ih)
+            y_BSE = recurrence(gates_BSG, initial_BE, weight_hh, bias_hh)
         return y_BSE
 
     def step(self, state_LBE: torch.Tensor, x_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -77,10 +77,8 @@ def _split(x: Tensor, at: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return x[..., :at].unbind(), x[..., at:].unbind()
 
 
-def gru_layer(
-    x_BSD: Tensor, initial_BH: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
-) -> Tensor:
-    """States [B, S, H] of one layer of `torch.nn.GRU` with these parameters."""
-    gates_SBG = torch.nn.functional.linear(x_BSD, weight_ih, bias_ih).transpose(0, 1).contiguous()
+def recurrence(gates_BSG: Tensor, initial_BH: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
+    """States [B, S, H] of one layer of `torch.nn.GRU` from its inputs' share of the gates, `W x + b`."""
+    gates_SBG = gates_BSG.transpose(0, 1).contiguous()
     states_SBH: Tensor = _Recurrence.apply(gates_SBG, weight_hh, bias_hh, initial_BH)  # type: ignore[no-untyped-call]
     return states_SBH.transpose(0, 1)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from sottovoce.core.errors import ConfigurationError
+from sottovoce.models.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SessionAdapter(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList(nn.Parameter(torch.eye(num_channels)) for _ in range(num_sessions))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(1, num_channels)) for _ in range(num_sessions))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, signal_BTC: torch.Tensor, session_B: torch.Tensor) -> torch.Tensor:
         """Adapted features [B, T, C]; `session_B` indexes the data set's sessions."""
