@@ -51,18 +51,19 @@ def long_labels(prepared: Prepared, loop: RunLoop) -> str:
     return trials[index].trial_id
 
 
-def spoilt_signal(prepared: Prepared, loop: RunLoop) -> None:
-    """Put a NaN into one training trial."""
+def spoilt_signal(prepared: Prepared, loop: RunLoop | None = None, value: float = np.nan) -> str:
+    """Put a NaN, or `value`, into bin 5, channel 2 of one training trial; returns its id."""
     trial_set, index = prepared.trial_set, prepared.train_indices[3]
     right = trial_set.signal
 
     def signal(i: int) -> npt.NDArray[np.float32]:
         found = right(i).copy()
         if i == index:
-            found[5, 2] = np.nan
+            found[5, 2] = value
         return found
 
     trial_set.signal = signal  # type: ignore[method-assign]
+    return trial_set.trials[index].trial_id
 
 
 def lost_weights(prepared: Prepared, loop: RunLoop) -> None:
