@@ -77,7 +77,7 @@ def test_a_number_out_of_scale(tiny_t15: Path, tmp_path: Path) -> None:
     assert (finding.code, finding.severity) == ("scale_outlier", "error")
     assert finding.evidence.startswith("All losses are finite, but not the square of the gradient's norm")
     assert f"{bad[0]}: its signal reaches 3e+38 at bin 5, channel 2; an ordinary trial" in finding.evidence
-    assert finding.fix.startswith("look at bin 5, channel 2 of that trial")
+    assert finding.fix.startswith("Look at bin 5, channel 2 of that trial")
     assert found.isolation.trials == (bad[0],)
 
 

@@ -47,7 +47,7 @@ class Signal:
         if self.others is None or self.largest <= ABOVE_OTHERS * self.others:
             return ""
         return (
-            f"look at {self.place} of that trial in the data: mend the value, or take the trial out of the data set; "
+            f"Look at {self.place} of that trial in the data: mend the value, or take the trial out of the data set; "
             "sottovoce check names trials whose mean is out of scale"
         )
 
