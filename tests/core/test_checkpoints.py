@@ -1,5 +1,6 @@
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,17 @@ def test_damaged_and_foreign_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a checkpoint index"):
         read_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../elsewhere-00000003.safetensors", "a/b.safetensors", "x.pt", "", 3]
+)
+def test_an_index_cannot_name_a_file_elsewhere(name: object, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "one", 3, OLD, {})
+    shutil.copy(tmp_path / "one" / "model-00000003.safetensors", tmp_path / "elsewhere-00000003.safetensors")
+    path = tmp_path / "one" / "checkpoint.json"
+    index = json.loads(path.read_text())
+    index["files"]["model"] = name
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="not a tensor file beside it"):
+        read_tensors(tmp_path / "one", "model")

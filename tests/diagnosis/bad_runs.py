@@ -51,18 +51,19 @@ def long_labels(prepared: Prepared, loop: RunLoop) -> str:
     return trials[index].trial_id
 
 
-def spoilt_signal(prepared: Prepared, loop: RunLoop) -> None:
-    """Put a NaN into one training trial."""
+def spoilt_signal(prepared: Prepared, loop: RunLoop | None = None, value: float = np.nan, bins: int = 1) -> str:
+    """Put a NaN, or `value`, into channel 2 of one training trial, from bin 5 on; returns its id."""
     trial_set, index = prepared.trial_set, prepared.train_indices[3]
     right = trial_set.signal
 
     def signal(i: int) -> npt.NDArray[np.float32]:
         found = right(i).copy()
         if i == index:
-            found[5, 2] = np.nan
+            found[5 : 5 + bins, 2] = value
         return found
 
     trial_set.signal = signal  # type: ignore[method-assign]
+    return trial_set.trials[index].trial_id
 
 
 def lost_weights(prepared: Prepared, loop: RunLoop) -> None:

@@ -57,6 +57,7 @@ class RunDirectory:
             "val/wer": lambda s: 0.05 + 0.95 * self.validation["val/per"](s),
             "val/blank_fraction": lambda s: 0.6,
         }
+        self.environment: dict[str, Any] = {"sottovoce": "0.1.0"}
         self.events: list[dict[str, Any]] = []
         self.happened(
             0,
@@ -91,7 +92,7 @@ class RunDirectory:
     def write(self) -> Path:
         """Write everything and return the folder."""
         (self.folder / "config.yaml").write_text(yaml.safe_dump(plain(self.config), sort_keys=False))
-        (self.folder / "environment.json").write_text(json.dumps({"sottovoce": "0.1.0"}))
+        (self.folder / "environment.json").write_text(json.dumps(self.environment))
         lines = [
             {"step": step, "split": name.split("/")[0], "name": name, "value": curve(step)}
             for curves, every in ((self.curves, LOG), (self.validation, VALIDATE))

@@ -16,7 +16,8 @@ from sottovoce.core.errors import CheckpointError
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.collation import StepPart
 from sottovoce.diagnosis.capsules import capsule as capsules
-from sottovoce.diagnosis.capsules.capsule import capsules_of, is_capsule, read_capsule
+from sottovoce.diagnosis.capsules.capsule import capsules_of, is_capsule
+from sottovoce.diagnosis.capsules.reading import read_capsule
 from sottovoce.diagnosis.capsules.replay import replay
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training import terms

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
+from sottovoce.core.trial import Batch
+from sottovoce.data.collation import StepPart, collate
 from sottovoce.diagnosis.capsules.replay import Replayed, replay, summary
 from sottovoce.training import terms
 from sottovoce.training.loop import RunLoop
@@ -65,6 +68,87 @@ def test_a_signal_that_is_not_finite(tiny_t15: Path, tmp_path: Path) -> None:
     assert [f.code for f in found.findings] == ["nonfinite_features"]
     assert len(found.isolation.trials) == 1
     assert found.isolation.forward is not None
+
+
+def test_a_number_out_of_scale(tiny_t15: Path, tmp_path: Path) -> None:
+    bad: list[str] = []
+    found = replayed(tiny_t15, tmp_path, lambda p, r: bad.append(spoilt_signal(p, r, 3e38)))
+    (finding,) = found.findings
+    assert (finding.code, finding.severity) == ("scale_outlier", "error")
+    assert finding.evidence.startswith("All losses are finite, but not the square of the gradient's norm")
+    assert f"{bad[0]}: its signal reaches 3e+38 at bin 5, channel 2; an ordinary trial" in finding.evidence
+    assert finding.fix.startswith("Look at bin 5, channel 2 of that trial")
+    assert found.isolation.trials == (bad[0],)
+
+
+BATCH_STATISTICS = (
+    "recipe=mode_ssm_small",
+    "training.steps=null",
+    "model.gru=null",
+    "model.ssm={layers: 1, width: 16, state_size: 4, head_size: 8}",
+    "model.stem={width: 16, normalisation: batch}",
+    "model.transducer=null",
+    "model.speaking_mode=null",
+    "evaluation.decoder=greedy",
+    "training.stages=[{name: ctc_warmup, steps: 14, components: [preprocessor, encoder, ctc_decoder]}]",
+)
+"""One trial's numbers reach every trial of its batch."""
+
+
+def drawn_twice(value: float) -> Injection:
+    """Every batch holds one trial twice, behind others; with `value` in its signal."""
+
+    def inject(prepared: Prepared, loop: RunLoop) -> str:
+        forward, index = loop.module.forward_part, prepared.train_indices[3]
+        trial = spoilt_signal(prepared, loop, value)
+        twice = collate(prepared.trial_set, [index, index])
+
+        def with_it(part: StepPart) -> torch.Tensor:
+            width = max(part.batch.signal.shape[1], twice.signal.shape[1])
+            labels = max(part.batch.labels_BU.shape[1], twice.labels_BU.shape[1])
+
+            def joined(name: str, size: int) -> torch.Tensor:
+                both = [getattr(batch, name) for batch in (part.batch, twice)]
+                padding = [(0, 0) * (x.dim() - 2) + (0, size - x.shape[1]) for x in both]
+                return torch.cat([functional.pad(x, pad) for x, pad in zip(both, padding, strict=True)])
+
+            batch = Batch(
+                joined("signal", width),
+                torch.cat([part.batch.lengths_B, twice.lengths_B]),
+                joined("labels_BU", labels),
+                torch.cat([part.batch.label_lengths_B, twice.label_lengths_B]),
+                torch.cat([part.batch.session_B, twice.session_B]),
+                (*part.batch.trial_ids, *twice.trial_ids),
+            )
+            return forward(StepPart(part.step, part.micro_batch, (*part.positions, 90, 91), batch))
+
+        loop.module.forward_part = with_it  # type: ignore[method-assign]
+        return trial
+
+    return inject
+
+
+def test_the_trial_that_spoils_its_batch_is_named(tiny_t15: Path, tmp_path: Path) -> None:
+    """Its batch mates' losses are NaN too, and come before it."""
+    found = replayed(tiny_t15, tmp_path, drawn_twice(3e38), *BATCH_STATISTICS, "training.max_bad_steps=2")
+    (guilty,) = found.isolation.trials
+    assert next(iter(found.isolation.whole.losses))[1] != guilty
+    assert len(found.isolation.whole.bad_losses) > 1
+    (finding,) = found.findings
+    assert finding.code == "scale_outlier"
+    assert finding.evidence.startswith(f"{guilty}: ctc loss nan: its signal reaches 3e+38")
+    assert f"only where it is drawn twice, trial {guilty}" in summary(found)
+
+
+def test_a_symptom_of_a_replay_does_not_send_back_to_the_replay(
+    tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = terms.ctc_loss
+    monkeypatch.setattr(terms, "ctc_loss", lambda logits, *rest: right(logits, *rest) * math.nan)
+    found = replayed(tiny_t15, tmp_path, nothing, "training.max_bad_steps=2")
+    assert [f.code for f in found.findings] == ["nonfinite_loss"]
+    assert "replay cannot narrow it down" in found.findings[0].fix
+    assert "--replay" not in found.findings[0].fix
 
 
 def test_lost_weights_acquit_the_batch(tiny_t15: Path, tmp_path: Path) -> None:

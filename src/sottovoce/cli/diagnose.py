@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from sottovoce.core.errors import CheckpointError
+from sottovoce.core.errors import CheckpointError, ConfigurationError
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, is_capsule, read_capsule
+from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, is_capsule
+from sottovoce.diagnosis.capsules.reading import read_capsule
 from sottovoce.diagnosis.capsules.replay import Replayed, as_told, replay, summary
 from sottovoce.diagnosis.explainer.explainer import explain_record
 from sottovoce.diagnosis.explainer.run_record import RunRecord, read_run
@@ -18,8 +20,8 @@ DESCRIPTION = """What went wrong in a run, or in one bad step of it, and why: th
   sottovoce diagnose runs/t15_gru-001
   sottovoce diagnose runs/t15_gru-001/capsules/42 --replay
 --replay computes the bad step again and says which loss term, which trial, which module and which number format it
-takes; with a run, for each of its capsules. Exit 0: healthy; 1: there are errors or warnings; 2: neither run nor
-capsule."""
+takes; with a run, for each of its capsules, and names those that are damaged. Exit 0: healthy; 1: there are errors or
+warnings; 2: neither run nor capsule, or damaged."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CheckpointError(f"{path} {what}; give the directory of a run, or a capsule in its folder {FOLDER}")
     of_capsule = is_capsule(path)
     replays: list[Replayed] = []
+    damaged: list[str] = []
     record: RunRecord | None = None
     if of_capsule:
         replays = [replay(path)] if arguments.replay else []
@@ -56,19 +59,32 @@ def run(arguments: argparse.Namespace) -> int:
         record = read_run(path)
         findings = list(explain_record(record))
         if arguments.replay:
-            replays = [replay(path / FOLDER / str(step)) for step in sorted(capsules_of(path))]
+            replays, damaged = _replay_all(path)
     findings = [*(finding for replayed in replays for finding in replayed.findings), *findings]
     healthy = all(finding.severity == "note" for finding in findings)
     if arguments.json:
         kind = "capsule" if of_capsule else "run"
-        print(json.dumps(_as_json(path, kind, healthy, findings, replays)))
+        print(json.dumps(_as_json(path, kind, healthy, findings, replays) | {"damaged": damaged}))
     else:
         _print(findings, replays)
         if healthy:
             print(f"{path}: healthy" + (", see the notes" if findings else ": nothing was found"))
         if record is not None and not record.finished and not record.aborted:
             print(_unfinished(record))
-    return 0 if healthy else 1
+    for message in damaged:
+        print(f"sottovoce: {message}", file=sys.stderr)
+    return (2 if damaged else 0) if healthy else 1
+
+
+def _replay_all(run_dir: Path) -> tuple[list[Replayed], list[str]]:
+    """The capsules of a run computed again, and why others could not be."""
+    replays, damaged = [], []
+    for step in sorted(capsules_of(run_dir)):
+        try:
+            replays.append(replay(run_dir / FOLDER / str(step)))
+        except (CheckpointError, ConfigurationError) as error:
+            damaged.append(" ".join(str(error).split()))
+    return replays, damaged
 
 
 def _as_json(path: Path, kind: str, healthy: bool, findings: list[Finding], replays: list[Replayed]) -> dict[str, Any]:

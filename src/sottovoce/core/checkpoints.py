@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ from sottovoce.core.errors import CheckpointError
 
 FORMAT: Final = 1
 INDEX: Final = "checkpoint.json"
+_PLAIN_NAME: Final = re.compile(r"[\w-]+\.safetensors")
+"""A file of the checkpoint's own folder, never a path that leads elsewhere."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -75,7 +78,7 @@ def read_state(folder: Path) -> tuple[int, dict[str, Any]]:
     """Step and JSON state of the checkpoint in `folder`.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or a newer version wrote it.
+        CheckpointError: there is none, it is damaged, names files elsewhere, or a newer version wrote it.
     """
     index = _read_index(folder)
     return index["step"], index["state"]
@@ -102,7 +105,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no checkpoint: {INDEX} is missing. Has the run written one yet?")
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint index ({error})") from error
     if not isinstance(index, dict):
         raise CheckpointError(f"{path} is not a checkpoint index: it holds no object")
@@ -113,6 +116,11 @@ def _read_index(folder: Path) -> dict[str, Any]:
     kinds = {"step": int, "files": dict, "state": dict}
     if wrong := [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]:
         raise CheckpointError(f"{path} is not a checkpoint index: {wrong[0]} is missing or of the wrong kind")
+    for name in index["files"].values():
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{path} names the file {name!r:.100}, which is not a tensor file beside it; it is damaged"
+            )
     return index
 
 

@@ -4,14 +4,14 @@
     capsules/42/process-0/  the batch of that process as the loader gave it, its losses by trial
 
 Both are checkpoints (`core/checkpoints.py`): safetensors and JSON, each replaced as a whole, nothing in them is ever
-executed. `before` is written last by the main process; a capsule without it is not complete.
+executed. `before` is written last by the main process; a capsule without it is not complete. `reading.py` reads
+one back.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,22 +20,19 @@ import torch
 
 from sottovoce.core.checkpoints import (
     Tensors,
-    has_checkpoint,
     optimizer_tensors,
     read_state,
-    read_tensors,
     write_checkpoint,
 )
-from sottovoce.core.configuration import build, plain
-from sottovoce.core.errors import CheckpointError, ConfigurationError
-from sottovoce.core.trial import Batch
+from sottovoce.core.configuration import plain
+from sottovoce.core.errors import CheckpointError
 from sottovoce.data.collation import StepPart
 from sottovoce.training.config import RunConfig
 from sottovoce.training.environment import describe_environment
 from sottovoce.training.module import DecoderTraining, Progress
-from sottovoce.training.stages import Curriculum, Stage, StageConfig
-from sottovoce.training.state import module_state, progress_from
-from sottovoce.training.verdict import GradientSummary, Verdict
+from sottovoce.training.stages import Curriculum
+from sottovoce.training.state import module_state
+from sottovoce.training.verdict import Verdict
 from sottovoce.training.watch import StepView
 
 FORMAT: Final = 1
@@ -209,92 +206,3 @@ def capsules_of(run_dir: Path) -> dict[int, str]:
         except (CheckpointError, KeyError, TypeError):
             found[int(folder.name)] = "damaged"
     return found
-
-
-def read_capsule(folder: Path) -> Capsule:
-    """The capsule in `folder`.
-
-    Raises:
-        CheckpointError: it is no capsule, incomplete, damaged, or of another version.
-    """
-    if not is_capsule(folder):
-        raise CheckpointError(f"{folder} is not a capsule: it holds neither {BEFORE} nor process-0")
-    if not has_checkpoint(folder / BEFORE):
-        raise CheckpointError(f"{folder} is incomplete: the run ended while it was written; use another capsule")
-    step, state = read_state(folder / BEFORE)
-    if state.get("capsule") != FORMAT:
-        raise CheckpointError(
-            f"{folder} has capsule format {state.get('capsule')}, this version reads {FORMAT}; update sottovoce"
-        )
-    try:
-        processes = tuple(_read_process(folder / f"process-{i}", step) for i in range(state["num_processes"]))
-        return _capsule(folder, step, state, processes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder} does not hold what a capsule must ({error!r}); it is damaged") from error
-    except ConfigurationError as error:
-        raise CheckpointError(
-            f"{folder}: its configuration is not one of this version ({error}); replay it with sottovoce "
-            f"{state['environment'].get('sottovoce')}"
-        ) from error
-
-
-def _capsule(folder: Path, step: int, state: Mapping[str, Any], processes: tuple[ProcessPart, ...]) -> Capsule:
-    config = build(RunConfig, state["config"])
-    stages = tuple(Stage(build(StageConfig, s["config"], "training.stages"), s["steps"]) for s in state["stages"])
-    module, training = state["module"], config.training
-    progress = progress_from(module["progress"] | {"step": state["step_before"]})
-    return Capsule(
-        folder=folder,
-        step=step,
-        verdict=_verdict(state["verdict"]),
-        config=config,
-        curriculum=Curriculum(stages, training.rnnt_warmup_batches, training.rnnt_ramp_steps),
-        progress=progress,
-        blank=int(state["blank"]),
-        bfloat16=bool(state["bfloat16"]),
-        device=str(state["device"]),
-        environment=dict(state["environment"]),
-        balance=dict(module["balance"]),
-        use_flow_bridge=bool(module["use_flow_bridge"]),
-        owned=tuple(state["owned"]),
-        trainable=tuple(state["trainable"]),
-        metrics=tuple(state["metrics"]),
-        model=read_tensors(folder / BEFORE, "model"),
-        optimizer=read_tensors(folder / BEFORE, "optimizer"),
-        random=read_tensors(folder / BEFORE, "random"),
-        processes=processes,
-    )
-
-
-def _verdict(state: Mapping[str, Any]) -> Verdict:
-    return Verdict(
-        gradient_norm=float(state["gradient_norm"]),
-        action=state["action"],
-        cause=state["cause"],
-        evidence=str(state["evidence"]),
-        group_norms={name: float(norm) for name, norm in state["group_norms"].items()},
-        limit=float(state["limit"]),
-        gradients={
-            name: GradientSummary(**{key: float(value) for key, value in summary.items()})
-            for name, summary in state["gradients"].items()
-        },
-    )
-
-
-def _read_process(folder: Path, step: int) -> ProcessPart:
-    if not has_checkpoint(folder):
-        raise CheckpointError(f"{folder.parent} is incomplete: {folder.name} is missing; copy the whole folder")
-    its_step, state = read_state(folder)
-    if its_step != step:
-        raise CheckpointError(f"{folder.parent} mixes the steps {its_step} and {step}; it is damaged")
-    tensors = read_tensors(folder, "batch")
-    parts = []
-    for i, part in enumerate(state["parts"]):
-        batch = Batch(**{name: tensors[f"{i}.{name}"] for name in BATCH_TENSORS}, trial_ids=tuple(part["trial_ids"]))
-        parts.append(StepPart(part["step"], part["micro_batch"], tuple(part["positions"]), batch))
-    return ProcessPart(
-        rank=int(folder.name.removeprefix("process-")),
-        parts=tuple(parts),
-        losses={(loss, trial): float(nats) for loss, trial, nats in state["losses"]},
-        modes={trial: (float(vocalised), bool(known)) for trial, (vocalised, known) in state["modes"].items()},
-    )

@@ -17,7 +17,9 @@ from sottovoce.diagnosis.capsules.recompute import (
     recompute,
     trial_of,
 )
+from sottovoce.diagnosis.capsules.signals import Signal, look_at_signals
 from sottovoce.diagnosis.capsules.tracing import Operation, Site, Tracer
+from sottovoce.features.pipeline import FeaturePipeline
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,7 @@ class Utterance:
     labels: tuple[int, ...]
     label_width: int
     """Width of its batch's tensor of labels."""
-    features_finite: bool
-    """Raw signal, in its valid part."""
+    signal: Signal
 
     @property
     def needed(self) -> int:
@@ -143,16 +144,15 @@ def _guilty_trials(capsule: Capsule, is_bad: Callable[[list[Item]], bool]) -> tu
     if whole and is_bad(whole):
         search(whole)
     chosen = alone or together
-    return tuple(trial_of(capsule, item) for item in chosen), bool(together and not alone)
+    trials = dict.fromkeys(trial_of(capsule, item) for item in chosen)  # one that was drawn twice is one trial
+    return tuple(trials), bool(together and not alone)
 
 
 def _utterances(capsule: Capsule, whole: Outcome) -> dict[str, Utterance]:
-    raw = {
-        trial: bool(part.batch.signal[row][: int(part.batch.lengths_B[row])].isfinite().all())
-        for process in capsule.processes
-        for part in process.parts
-        for row, trial in enumerate(part.batch.trial_ids)
-    }
+    signals = look_at_signals(
+        FeaturePipeline(capsule.config.preprocessor),
+        (part.batch for process in capsule.processes for part in process.parts),
+    )
     found = {}
     for batch, terms in whole.seen:
         frames_B = terms.encoded.lengths_B.tolist()
@@ -164,6 +164,6 @@ def _utterances(capsule: Capsule, whole: Outcome) -> dict[str, Utterance]:
                 longest_frames=max(frames_B),
                 labels=tuple(batch.labels_BU[row, : int(batch.label_lengths_B[row])].tolist()),
                 label_width=batch.labels_BU.shape[1],
-                features_finite=raw[trial],
+                signal=signals[trial],
             )
     return found

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -23,6 +23,8 @@ from sottovoce.training.module import DecoderTraining
 from sottovoce.training.terms import Terms
 from sottovoce.training.verdict import GradientSummary
 
+LARGEST_NORM: Final = math.sqrt(torch.finfo(torch.float32).max)
+"""The square of a larger norm is infinite in float32."""
 Item = tuple[int, int, int]
 """A trial of the step: process, part, row."""
 
@@ -52,9 +54,14 @@ class Outcome:
         return math.sqrt(sum(summary.norm**2 for summary in self.gradients.values()))
 
     @property
+    def norm_overflows(self) -> bool:
+        """All gradients may be finite, but their squares, which the guard sums in float32, are not."""
+        return self.norm > LARGEST_NORM
+
+    @property
     def is_bad(self) -> bool:
         """Something is not finite."""
-        return bool(self.bad_losses or self.bad_gradients)
+        return bool(self.bad_losses or self.bad_gradients) or self.norm_overflows
 
 
 class _KeptModes(ModeTargets):

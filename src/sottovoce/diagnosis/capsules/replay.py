@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.capsules.capsule import Capsule, read_capsule
+from sottovoce.diagnosis.capsules.capsule import Capsule
 from sottovoce.diagnosis.capsules.isolation import Isolation, isolate
+from sottovoce.diagnosis.capsules.reading import read_capsule
 from sottovoce.diagnosis.capsules.recompute import device_of, same_losses
-from sottovoce.diagnosis.capsules.root_causes import root_causes, where
-from sottovoce.diagnosis.causes import causes, found
+from sottovoce.diagnosis.capsules.root_causes import BEYOND_THE_REPLAY, root_causes, where
+from sottovoce.diagnosis.causes import found
 from sottovoce.training.environment import describe_environment
 
 
@@ -60,16 +61,17 @@ def replay(folder: Path) -> Replayed:
     differences = _differences(capsule)
     findings = root_causes(capsule, isolated) if reproduced else []
     if not findings:
-        findings = [as_told(capsule)] if reproduced else [_not_reproduced(capsule, isolated, differences)]
+        findings = (
+            [as_told(capsule, BEYOND_THE_REPLAY)] if reproduced else [_not_reproduced(capsule, isolated, differences)]
+        )
     return Replayed(capsule, isolated, reproduced, exact, differences, tuple(findings))
 
 
-def as_told(capsule: Capsule) -> Finding:
-    """What the guard said of the step, as a finding: the symptom, not yet the cause."""
+def as_told(capsule: Capsule, fix: str = "") -> Finding:
+    """What the guard said of the step, as a finding: the symptom, not yet the cause. `fix` replaces the catalogue's."""
     verdict = capsule.verdict
-    cause = str(verdict.cause)
-    code = cause if cause in causes() else "nonfinite_gradient"
-    return found(code, f"The guard refused step {capsule.step}: {verdict.evidence}.", "guard", step=capsule.step)
+    evidence = f"The guard refused step {capsule.step}: {verdict.evidence}."
+    return found(str(verdict.cause), evidence, "guard", step=capsule.step, fix=fix)
 
 
 def _reproduced(capsule: Capsule, isolated: Isolation, exact: bool) -> bool:

@@ -13,15 +13,24 @@ from typing import Final
 
 import torch
 
-from sottovoce.core.findings import Finding
+from sottovoce.core.findings import Finding, Severity
 from sottovoce.diagnosis.capsules.capsule import Capsule
 from sottovoce.diagnosis.capsules.isolation import Isolation, Utterance
+from sottovoce.diagnosis.capsules.signals import Signal
 from sottovoce.diagnosis.causes import found
+from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS
 
 PADDING_RUN: Final = 3
 """Equal symbols at a target's end that betray padding: no word of any lexicon ends in three equal phonemes."""
 LARGE_ON_FRESH_WEIGHTS: Final = 0.5
 """A spike that is at least this share as large on the weights the run began with is the batch's, not the weights'."""
+SPOILS_A_STEP: Final[Severity] = "error"
+"""Severity of a signal out of scale, a mere warning otherwise, once it has cost a step."""
+BEYOND_THE_REPLAY: Final = (
+    "The replay cannot narrow it down further: see what the operation named above makes of its numbers. Where float64 "
+    "is fine, make them smaller: normalise the features, or halve training.optimizer.lr."
+)
+"""Advice where even the replay finds only what the guard has seen."""
 SCANS: Final = "sottovoce.models.ssm"
 
 
@@ -39,7 +48,9 @@ def where(isolated: Isolation) -> str:
     if isolated.terms:
         said.append(f"loss term {', '.join(isolated.terms)}")
     if isolated.trials:
-        which = "together only, the trials" if isolated.together else "trial" + "s" * (len(isolated.trials) > 1)
+        which = "trial" + "s" * (len(isolated.trials) > 1)
+        if isolated.together:
+            which = "together only, the trials" if len(isolated.trials) > 1 else "only where it is drawn twice, trial"
         more = f" and {len(isolated.trials) - 3} more" if len(isolated.trials) > 3 else ""
         said.append(f"{which} {', '.join(isolated.trials[:3])}{more}")
     for name, site in (("first module", isolated.forward or isolated.outlier), ("backward", isolated.backward)):
@@ -80,40 +91,47 @@ def _owners(capsule: Capsule, isolated: Isolation) -> list[Finding]:
 
 
 def _losses(capsule: Capsule, isolated: Isolation) -> list[Finding]:
-    bad = {t: loss for (loss, t), nats in isolated.whole.losses.items() if not math.isfinite(nats) or nats == 0}
-    findings: dict[tuple[str, str], Finding] = {}
-    for trial, loss in bad.items():
+    bad = {key: nats for key, nats in isolated.whole.losses.items() if not math.isfinite(nats) or nats == 0}
+    guilty = {key: nats for key, nats in bad.items() if nats == 0 or key[1] in isolated.trials}
+    findings: dict[str, Finding] = {}
+    for (loss, trial), nats in (guilty or bad).items():  # a trial that spoils the whole batch has innocent company
         utterance = isolated.utterances[trial]
-        nats = isolated.whole.losses[loss, trial]
         code, told, support = _of_utterance(capsule, isolated, utterance, loss, nats)
         evidence = f"{trial}: {loss} loss {nats:g}: {told}."
-        findings.setdefault((code, ""), found(code, evidence, "explainer", step=capsule.step, support=support))
+        findings.setdefault(code, _finding(capsule, code, evidence, support, utterance.signal))
         if nats == 0 and code in ("ctc_infeasible", "label_padding", "frame_length_off_by_one"):
             hidden = f"{trial}: the {loss} loss of a target that cannot fit is 0 instead of infinite."
-            findings.setdefault(
-                ("zero_infinity", ""), found("zero_infinity", hidden, "explainer", step=capsule.step, support=0.9)
-            )
-    return sorted(findings.values(), key=lambda finding: -finding.support)
+            findings.setdefault("zero_infinity", _finding(capsule, "zero_infinity", hidden, 0.9))
+    causes = [finding for finding in findings.values() if finding.code not in PLAIN_SYMPTOMS]
+    return sorted(causes or findings.values(), key=lambda finding: -finding.support)
+
+
+def _finding(capsule: Capsule, code: str, evidence: str, support: float, signal: Signal | None = None) -> Finding:
+    """A finding of the replay; where it is only a symptom still, the advice is not to replay."""
+    fix: str = ""
+    severity: Severity | None = None
+    if code in PLAIN_SYMPTOMS:
+        fix = BEYOND_THE_REPLAY
+    elif code == "scale_outlier" and signal is not None:
+        fix, severity = signal.remedy, SPOILS_A_STEP
+    return found(code, evidence, "explainer", step=capsule.step, support=support, fix=fix, severity=severity)
 
 
 def _of_utterance(
     capsule: Capsule, isolated: Isolation, utterance: Utterance, loss: str, nats: float
 ) -> tuple[str, str, float]:
     """Code, evidence and support of a trial whose loss is not finite, or exactly 0."""
-    labels = utterance.labels
-    if not utterance.features_finite:
-        return "nonfinite_features", "its signal holds numbers that are not finite", 1.0
-    num_symbols = capsule.config.model.num_symbols or 0
-    strange = [label for label in labels if not 0 <= label < num_symbols]
-    if strange:
-        return "label_out_of_range", f"label {strange[0]} is no symbol of the model", 1.0
+    labels, signal = utterance.labels, utterance.signal
+    if not signal.finite:
+        return "nonfinite_features", signal.told, 1.0
+    out_of_scale = "scale_outlier", f"{signal.told}; {where(isolated)}", 0.95
+    if signal.out_of_scale and math.isnan(nats):  # a target that does not fit makes a loss infinite, never NaN
+        return out_of_scale
     fits = f"{len(labels)} labels need {utterance.needed} frames, the model gives {utterance.frames}"
     infeasible = utterance.frames < utterance.needed and loss == "ctc"
     run = len(next(iter([list(group) for _, group in itertools.groupby(reversed(labels))]), []))
-    padded = PADDING_RUN <= run < len(labels)
-    if padded or capsule.blank in labels:
-        which = f"the last {run} labels are all {labels[-1]}" if padded else "the blank is a label"
-        return "label_padding", f"{which}; {fits}", 1.0
+    if PADDING_RUN <= run < len(labels):
+        return "label_padding", f"the last {run} labels are all {labels[-1]}; {fits}", 1.0
     if utterance.longest_frames != utterance.real_frames:
         off = utterance.longest_frames - utterance.real_frames
         return "frame_length_off_by_one", f"the formula gives {off:+d} frames of what comes out; {fits}", 1.0
@@ -121,6 +139,8 @@ def _of_utterance(
         return "ctc_infeasible", fits, 1.0
     if loss == "rnnt" and utterance.frames < 1:
         return "transducer_lengths", "the trial has no frame", 1.0
+    if signal.out_of_scale:
+        return out_of_scale
     if nats == 0:
         return "zero_loss", f"the target fits ({fits}), so that a loss of 0 was never computed", 0.8
     return _overflow(isolated, "nonfinite_loss")
@@ -144,8 +164,15 @@ def _overflow(isolated: Isolation, otherwise: str) -> tuple[str, str, float]:
 
 
 def _gradients(capsule: Capsule, isolated: Isolation) -> list[Finding]:
-    if not isolated.whole.bad_gradients:
+    whole = isolated.whole
+    if not (whole.bad_gradients or whole.norm_overflows):
         return []
+    which = "the gradients" if whole.bad_gradients else f"the square of the gradient's norm, {whole.norm:.3g}"
+    if findings := _signals(capsule, isolated, f"All losses are finite, but not {which}"):
+        return findings
+    if not whole.bad_gradients:
+        told = f"All losses are finite, but not {which}, in float32: {where(isolated)}."
+        return [_finding(capsule, "nonfinite_gradient", told, 0.5)]
     code, told, support = _overflow(isolated, "nonfinite_gradient")
     if code == "nonfinite_gradient" and isolated.by_dtype.get("float64", True):
         operation = isolated.operation
@@ -153,16 +180,28 @@ def _gradients(capsule: Capsule, isolated: Isolation) -> list[Finding]:
             code, support = "infinite_padding", 0.9 if operation is not None else 0.6
     names = ", ".join(isolated.whole.bad_gradients[:3])
     evidence = f"All losses are finite, {len(isolated.whole.bad_gradients)} gradients are not ({names}): {told}."
-    return [found(code, evidence, "explainer", step=capsule.step, support=support)]
+    return [_finding(capsule, code, evidence, support)]
+
+
+def _signals(capsule: Capsule, isolated: Isolation, seen: str) -> list[Finding]:
+    """The trials that were isolated have signals out of scale."""
+    signals = {trial: isolated.utterances[trial].signal for trial in isolated.trials}
+    odd = {trial: signal for trial, signal in signals.items() if signal.out_of_scale}
+    if not odd:
+        return []
+    trial, signal = max(odd.items(), key=lambda item: item[1].largest)
+    return [_finding(capsule, "scale_outlier", f"{seen}; {trial}: {signal.told}; {where(isolated)}.", 0.9, signal)]
 
 
 def _spike(capsule: Capsule, isolated: Isolation) -> list[Finding]:
     if capsule.verdict.cause != "gradient_spike" or isolated.fresh is None:
         return []
     now, fresh = isolated.whole.norm, isolated.fresh.norm
+    if findings := _signals(capsule, isolated, f"The norm is {now:.3g}"):
+        return findings
     compared = (
         f"norm {now:.3g}, {fresh:.3g} of the same batch on the weights that the run began with; {where(isolated)}."
     )
     if fresh >= LARGE_ON_FRESH_WEIGHTS * now:
         return [found("gradient_spike", compared, "explainer", step=capsule.step, support=0.7)]
-    return [found("learning_rate_too_high", compared, "explainer", step=capsule.step, support=0.6)]
+    return [_finding(capsule, "learning_rate_too_high", compared, 0.6)]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from sottovoce.core.findings import Finding, Severity
 from sottovoce.diagnosis.causes import causes, found
+from sottovoce.diagnosis.explainer.bad_steps import MORE, BadStep, refused_steps
 from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 from sottovoce.diagnosis.explainer.suspicion import Suspicion
 from sottovoce.diagnosis.explainer.targets import Target, look_up
 from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS
 from sottovoce.diagnosis.thresholds import INCIDENT_STEPS, INCIDENT_WINDOW
-from sottovoce.training.stages import DECODER_OF
 
 SYMPTOM: Final = 0.5
 """Support of what the guard saw: it happened for certain, but it is what has to be explained."""
@@ -27,8 +26,11 @@ _GUARD_SUPPORT: Final = {
     "poisoned_weights": 0.7,
     "stale_optimizer": 0.95,
 }
-_TRIAL: Final = re.compile(r"(?:^|, )([^,]+?) \((-?inf|nan)\)")
-_MORE: Final = re.compile(r" and (\d+) more$")
+OWN_CAST: Final = (
+    "Nothing that sottovoce ships leaves float32 here: look for a cast in code of your own (.half(), torch.float16), "
+    "and replay the capsule with that code and without it."
+)
+"""Advice where numbers overflow in a run that is in float32 already."""
 
 
 def recorded_findings(record: RunRecord) -> Iterator[Suspicion]:
@@ -95,60 +97,84 @@ def _severity(code: str, steps: Sequence[int], aborted: bool) -> Severity | None
     return "note" if code == "gradient_spike" else "warning"
 
 
-def named_trials(evidence: str) -> tuple[dict[str, str], int]:
-    """The trials that a guard's evidence names with their losses, and how many losses were not finite in all.
-
-    >>> named_trials("s1/train/3 (inf), s1/train/4 rnnt (nan), s1/train/5 (inf) and 2 more")
-    ({'s1/train/3': 'inf', 's1/train/4': 'nan', 's1/train/5': 'inf'}, 5)
-    """
-    more = _MORE.search(evidence)
-    pairs = _TRIAL.findall(_MORE.sub("", evidence))
-    trials = {}
-    for name, value in pairs:
-        trial, _, term = name.rpartition(" ")
-        trials[trial if term in DECODER_OF else name] = value
-    return trials, len(pairs) + (int(more[1]) if more else 0)
-
-
 def why_the_loss_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
-    """Section 1, step 3 of stability.md: which trials, what their targets need, else overflow or a lost model."""
-    skips = [e for e in record.told("step_skipped") if e.get("code") == "nonfinite_loss"]
-    if not skips:
+    """Section 1, step 3 of stability.md: which trials, what their signals and targets are, else overflow."""
+    steps = refused_steps(record, "nonfinite_loss")
+    yield from _from_signals(steps, "nonfinite_loss")
+    known = {trial for step in steps for trial in step.culprits}
+    rest = [s for s in steps if not known & s.values.keys() and (s.named_all or not known)]
+    if not rest:
         return
-    parsed = [named_trials(str(event.get("evidence"))) for event in skips]
-    values = {trial: value for trials, _ in parsed for trial, value in trials.items()}
-    step = int(skips[0]["step"])
     batch = (
         record.config.training.batch_size * record.config.training.gradient_accumulation_steps if record.config else 0
     )
-    if batch > 1 and all(count >= batch for _, count in parsed):
-        yield from _everything_is_bad(record, step, batch)
+    if batch > 1 and all(step.count >= (len(step.batch) or batch) for step in rest):
+        yield from _everything_is_bad(record, rest)
         return
-    often = Counter(trial for trials, _ in parsed for trial in trials)
-    targets = look_up(record, list(values))
+    values = {trial: value for step in rest for trial, value in step.values.items()}
+    often = Counter(trial for step in rest for trial in step.values)
     named = ", ".join(f"{trial} ({values[trial]}, {count} ×)" for trial, count in often.most_common(3))
+    named += _unread(rest)
+    infinite = [trial for trial, value in values.items() if value != "nan"]
+    first = rest[0].step
+    targets = look_up(record, list(values))
     if targets:
-        yield from _from_targets(targets, named, step)
-    elif "inf" in values.values():
+        yield from _from_targets(targets, infinite, named, first)
+    elif infinite:
         evidence = (
-            f"The loss of {len(values)} trials is infinite whenever they are drawn ({named}), from step {step}; the "
+            f"The loss of {len(infinite)} trials is infinite whenever they are drawn ({named}), from step {first}; the "
             "others' is finite. Their lengths are not at hand."
         )
-        yield _about_loss("ctc_infeasible", evidence, step, 0.7)
-        yield _about_loss("label_padding", evidence, step, 0.6)
-        yield _about_loss("frame_length_off_by_one", evidence, step, 0.4)
-    elif values:
-        evidence = f"The loss of {len(values)} trials is NaN, not infinite ({named}), from step {step}."
-        yield _about_loss("nonfinite_features", evidence, step, 0.7)
-        yield _about_loss("fp16_overflow", evidence, step, 0.4)
+        yield _about_loss("ctc_infeasible", evidence, first, 0.7)
+        yield _about_loss("label_padding", evidence, first, 0.6)
+        yield _about_loss("frame_length_off_by_one", evidence, first, 0.4)
+    elif values and not any(step.signals for step in rest):
+        evidence = f"The loss of {len(values)} trials is NaN, not infinite ({named}), from step {first}."
+        yield _about_loss("nonfinite_features", evidence, first, 0.7)
+    if values and not infinite:
+        yield from _numbers_overflow(record, rest, f"The loss of {len(values)} trials is NaN ({named}).")
 
 
-def _from_targets(targets: dict[str, Target], named: str, step: int) -> Iterator[Suspicion]:
+def _from_signals(steps: Sequence[BadStep], about: str) -> Iterator[Suspicion]:
+    """The trials whose own values, as a capsule holds them, are enough."""
+    told, looked_at = [step for step in steps if step.culprits], [step for step in steps if step.signals]
+    for code, finite in (("nonfinite_features", False), ("scale_outlier", True)):
+        found_in = {
+            t: (s, signal) for s in reversed(told) for t, signal in s.culprits.items() if signal.finite == finite
+        }
+        if not found_in:
+            continue
+        often = Counter(trial for step in told for trial in step.culprits)
+        trial = max(found_in, key=lambda t: (often[t], found_in[t][1].largest))
+        step, signal = found_in[trial]
+        more = f" {len(found_in) - 1} other trials are like it." if len(found_in) > 1 else ""
+        evidence = (
+            f"{trial}: {signal.told}. It is in {often[trial]} of the {len(looked_at)} refused steps that a capsule "
+            f"shows, first in step {step.step}"
+        )
+        if step.values:
+            evidence += f", where the losses of {step.count} of {len(step.batch)} trials were not finite"
+        evidence += f".{more}{_unread(steps)}"
+        fix = signal.remedy if finite else ""
+        finding = found(code, evidence, "explainer", step=step.step, support=0.95, fix=fix, severity="error")
+        yield Suspicion(finding, about)
+
+
+def _unread(steps: Sequence[BadStep]) -> str:
+    """Which capsules could have told more."""
+    return "".join(f" {step.damage}." for step in steps if step.damage)
+
+
+def _from_targets(targets: dict[str, Target], infinite: Sequence[str], named: str, step: int) -> Iterator[Suspicion]:
+    """What the data set says of the failing trials; only an infinite loss can come of a target that does not fit."""
     bad = {trial: t for trial, t in targets.items() if not t.finite_signal}
     if bad:
         yield _about_loss(
             "nonfinite_features", f"The signal of {_ids(bad)} is not finite; losses: {named}.", step, 0.95
         )
+        return
+    targets = {trial: t for trial, t in targets.items() if trial in infinite}
+    if not targets:
         return
     padded = {trial: t for trial, t in targets.items() if t.blank_labels}
     if padded:
@@ -172,23 +198,54 @@ def _from_targets(targets: dict[str, Target], named: str, step: int) -> Iterator
     margin = min(t.frames - t.needed for t in targets.values())
     evidence = f"All failing trials have frames enough by the formula (at least {margin} to spare); losses: {named}."
     yield _about_loss("frame_length_off_by_one", evidence, step, 0.6 if margin < 2 else 0.4)
-    yield _about_loss("fp16_overflow", evidence, step, 0.5)
 
 
-def _everything_is_bad(record: RunRecord, step: int, batch: int) -> Iterator[Suspicion]:
+def _everything_is_bad(record: RunRecord, steps: Sequence[BadStep]) -> Iterator[Suspicion]:
+    step = steps[0].step
     norms = record.metric("train/gradient_norm").between(-1, step)
-    evidence = f"From step {step} on the loss of every one of the {batch} trials of a batch is not finite."
+    evidence = f"From step {step} on the loss of every trial of a batch is not finite ({steps[0].count} at first)."
+    evidence += _unread(steps)
     if _rising(norms):
         evidence += f" The gradient norm had grown from {min(norms.values):.3g} to {norms.values[-1]:.3g}."
         yield _about_loss("learning_rate_too_high", evidence, step, 0.8)
-    else:
+        return
+    yield from _numbers_overflow(record, steps, evidence)
+
+
+def _numbers_overflow(record: RunRecord, steps: Sequence[BadStep], evidence: str) -> Iterator[Suspicion]:
+    """Half precision, where the run uses it; of a run in float32 only where its capsules acquit the signals."""
+    step, looked_at = steps[0].step, [s for s in steps if s.signals]
+    if looked_at:
+        largest = max(signal.largest for s in looked_at for signal in s.signals.values())
+        common = set.intersection(*(set(s.batch) for s in looked_at))
+        alike = f"; in all of them: {', '.join(sorted(common)[:3])}" if common and len(looked_at) > 1 else ""
+        evidence += f" {len(looked_at)} capsules show its signals: ordinary, at most {largest:.3g}{alike}."
+    if in_half_precision(record):
         yield _about_loss("fp16_overflow", evidence, step, 0.5)
-        yield _about_loss("poisoned_weights", evidence, step, 0.5)
+    elif looked_at:
+        evidence += " The run itself is in float32."
+        finding = found("fp16_overflow", evidence, "explainer", step=step, support=0.5, fix=OWN_CAST)
+        yield Suspicion(finding, "nonfinite_loss")
+        if record.config is not None and record.config.model.ssm is not None:
+            yield _about_loss("scan_overflow", evidence, step, 0.5)
+
+
+def in_half_precision(record: RunRecord) -> bool:
+    """The run computed in bfloat16: by its setting, or where that is `auto` by the machine it ran on."""
+    if record.config is None or record.config.training.precision != "auto":
+        return record.config is not None and record.config.training.precision == "bfloat16"
+    machine = record.environment.get("machine")
+    has_gpu = isinstance(machine, dict) and bool(machine.get("gpus"))
+    return has_gpu and record.config.trainer.accelerator != "cpu"
 
 
 def why_the_gradient_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
     """Section 1, step 4: finite losses, so that the fault lies in the backward pass or in its number format."""
-    skips = [e for e in record.told("step_skipped") if e.get("code") == "nonfinite_gradient"]
+    steps = refused_steps(record, "nonfinite_gradient")
+    yield from _from_signals(steps, "nonfinite_gradient")
+    explained = any(step.culprits for step in steps)
+    rest = {s.step for s in steps if not s.culprits and (s.signals or not explained)}
+    skips = [e for e in record.told("step_skipped") if e["code"] == "nonfinite_gradient" and e["step"] in rest]
     if not skips or record.config is None:
         return
     step, names = int(skips[0]["step"]), str(skips[0].get("evidence"))
@@ -197,8 +254,8 @@ def why_the_gradient_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
     if _rising(record.metric("train/gradient_norm").between(-1, step)):
         yield _about_gradient("learning_rate_too_high", f"{evidence} The norm had been growing.", step, 0.7)
         return
-    halves = record.config.training.precision != "float32"
-    if _MORE.search(names):  # what goes wrong in a loss reaches every layer below; a few parameters are another story
+    halves = in_half_precision(record)
+    if MORE.search(names):  # what goes wrong in a loss reaches every layer below; a few parameters are another story
         yield _about_gradient("infinite_padding", evidence, step, 0.5 if halves else 0.7)
     if halves:
         yield _about_gradient("fp16_overflow", evidence, step, 0.6)

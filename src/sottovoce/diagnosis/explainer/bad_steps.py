@@ -1,0 +1,97 @@
+"""The steps that the guard refused, told by its events and, where there are any, by their capsules."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from sottovoce.core.errors import CheckpointError
+from sottovoce.diagnosis.capsules.capsule import BEFORE
+from sottovoce.diagnosis.capsules.reading import read_processes
+from sottovoce.diagnosis.capsules.signals import Signal, look_at_signals
+from sottovoce.diagnosis.explainer.run_record import RunRecord
+from sottovoce.features.pipeline import FeaturePipeline
+from sottovoce.training.stages import DECODER_OF
+
+_TRIAL: Final = re.compile(r"(?:^|, )([^,]+?) \((-?inf|nan)\)")
+MORE: Final = re.compile(r" and (\d+) more$")
+"""The end of a guard's evidence that names the first three of many."""
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """A step whose loss, or whose gradient, was not finite."""
+
+    step: int
+    values: dict[str, str]
+    """`inf` or `nan` by trial whose loss was not finite: of all where a capsule tells, else of the first three."""
+    count: int
+    """Trials whose loss was not finite."""
+    batch: tuple[str, ...] = ()
+    """The trials of the step, where a capsule tells."""
+    signals: dict[str, Signal] = field(default_factory=dict)
+    """Their signals."""
+    damage: str = ""
+    """Why the step's capsule could not be read."""
+
+    @property
+    def named_all(self) -> bool:
+        """`values` holds every trial whose loss was not finite."""
+        return len(self.values) == self.count
+
+    @property
+    def culprits(self) -> dict[str, Signal]:
+        """The trials whose signal is enough for a NaN; where losses were not finite, of theirs."""
+        odd = {trial: signal for trial, signal in self.signals.items() if not signal.finite or signal.out_of_scale}
+        return {trial: signal for trial, signal in odd.items() if not self.values or trial in self.values}
+
+
+def refused_steps(record: RunRecord, code: str) -> list[BadStep]:
+    """The steps that the guard refused for `code`: `nonfinite_loss` or `nonfinite_gradient`; in order."""
+    return list(_refused_steps(record, code))
+
+
+def _refused_steps(record: RunRecord, code: str) -> Iterator[BadStep]:
+    capsules = {folder.name: folder for folder in record.capsules if (folder / BEFORE).is_dir()}
+    for event in record.told("step_skipped"):
+        if event["code"] != code:
+            continue
+        step = int(event["step"])
+        values, count = named_trials(event["evidence"]) if code == "nonfinite_loss" else ({}, 0)
+        folder, damage = capsules.get(str(step)), ""
+        if folder is not None and record.config is not None:
+            try:
+                processes = read_processes(folder)
+            except CheckpointError as error:
+                damage = str(error)
+            else:
+                bad = {t: nats for p in processes for (_, t), nats in p.losses.items() if not math.isfinite(nats)}
+                values = {trial: "nan" if math.isnan(nats) else f"{nats:g}" for trial, nats in bad.items()}
+                batches = [part.batch for process in processes for part in process.parts]
+                yield BadStep(
+                    step,
+                    values,
+                    len(values),
+                    tuple(dict.fromkeys(trial for batch in batches for trial in batch.trial_ids)),
+                    look_at_signals(FeaturePipeline(record.config.preprocessor), batches),
+                )
+                continue
+        yield BadStep(step, values, count, damage=damage)
+
+
+def named_trials(evidence: str) -> tuple[dict[str, str], int]:
+    """The trials that a guard's evidence names with their losses, and how many losses were not finite in all.
+
+    >>> named_trials("s1/train/3 (inf), s1/train/4 rnnt (nan), s1/train/5 (inf) and 2 more")
+    ({'s1/train/3': 'inf', 's1/train/4': 'nan', 's1/train/5': 'inf'}, 5)
+    """
+    more = MORE.search(evidence)
+    pairs = _TRIAL.findall(MORE.sub("", evidence))
+    trials = {}
+    for name, value in pairs:
+        trial, _, term = name.rpartition(" ")
+        trials[trial if term in DECODER_OF else name] = value
+    return trials, len(pairs) + (int(more[1]) if more else 0)
