@@ -71,6 +71,8 @@ class RunDirectory:
         self.optimizer_steps = steps
         self.best_step: int | None = None
         self.is_finished = True
+        self.floors: dict[str, float | None] = {}
+        """Input-blind floors as a monitor leaves them."""
 
     def rate(self, step: int) -> float:
         """The mean learning rate of the steps that the line at `step` stands for."""
@@ -110,6 +112,8 @@ class RunDirectory:
         folder, updates = self.folder / "checkpoints", self.steps - sum("skip" in e["event"] for e in self.events)
         progress = {"step": self.steps, "updates": updates, "best_by": "val/per greedy"}
         state = {"progress": progress, "use_flow_bridge": False}
+        if self.floors:
+            state["watch"] = {"RunMonitor": {"floor": self.floors}}
         counted = float(min(updates, self.optimizer_steps))
         moments = {f"{name}::step": torch.tensor(counted) for name in PARAMETERS}
         write_checkpoint(folder / "last", self.steps, {"model": {}, "optimizer": moments}, state)

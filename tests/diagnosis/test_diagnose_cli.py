@@ -84,6 +84,38 @@ def test_a_run_that_was_killed_is_not_called_healthy_alone(tmp_path: Path, capsy
     path = run.write()
     assert main(["diagnose", str(path)]) == 0
     healthy, unfinished = capsys.readouterr().out.splitlines()
-    assert healthy == f"{path}: healthy: nothing was found"
+    assert healthy == f"{path}: healthy: nothing was found. At step {STEPS}: PER 0.12, validation loss 6.61"
     assert f"not finished, it still trains or was stopped; last record: step {STEPS}" in unfinished
     assert unfinished.endswith(f"sottovoce train resume={path}")
+
+
+def test_a_run_without_a_metric_is_not_called_healthy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = RunDirectory(tmp_path / "run").write()
+    (path / "metrics.jsonl").unlink()
+    assert main(["diagnose", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"{path} has recorded nothing yet" in printed.err
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/last/checkpoint.json"])
+def test_a_damaged_file_is_named_beside_what_was_found(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.happened(30, "learning_rate_too_high", severity="error", evidence="Seen.", source="monitor", support=1.0)
+    path = run.write()
+    (path / name).write_bytes(b"\xff\xfe\x00{{\n" * 9)
+    assert main(["diagnose", str(path), "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [finding["code"] for finding in findings] == ["learning_rate_too_high", "record_damaged"]
+    assert str(path / name) in findings[1]["evidence"]
+
+
+def test_a_run_too_short_to_judge_is_not_called_healthy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path / "run", steps=120)
+    run.validation["val/per"] = lambda s: 1.0
+    assert main(["diagnose", str(run.write())]) == 0
+    said = capsys.readouterr().out
+    assert "healthy" not in said
+    assert "it has not learnt yet, and had too few steps to say why. At step 120: PER 1.00" in said

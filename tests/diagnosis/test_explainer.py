@@ -33,6 +33,10 @@ def first(folder: Path) -> str:
     return findings[0].code if findings else ""
 
 
+def codes(run: RunDirectory) -> list[str]:
+    return [finding.code for finding in explain(run.write())]
+
+
 def with_curve(name: str, curve: Callable[[int], float]) -> Change:
     def change(run: RunDirectory) -> None:
         (run.validation if name.startswith("val/") else run.curves)[name] = curve
@@ -152,23 +156,23 @@ def test_a_fault_is_named_first(tmp_path: Path, name: str) -> None:
     assert any(character.isdigit() for character in findings[0].evidence)
 
 
-def test_the_plateau_of_every_ctc_model_is_no_fault(tmp_path: Path) -> None:
+def test_the_plateau_of_every_ctc_model_is_no_collapse(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     curves(train__blank_fraction=lambda s: 1.0, val__per=lambda s: 1.0)(run)
-    assert explain(run.write()) == []
-    assert [f.code for f in explain(tmp_path, include_notes=True)] == ["blank_plateau"]
+    assert codes(run) == ["not_learnt"]
+    assert [f.code for f in explain(tmp_path, include_notes=True)] == ["not_learnt", "blank_plateau"]
 
 
 def test_symbols_by_chance_before_the_plateau_are_no_turning_point(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.validation["val/per"] = lambda s: 0.78 if s == 80 else 0.95
-    assert explain(run.write()) == []
+    assert codes(run) == ["not_learnt"]
 
 
 def test_a_short_run_that_ends_on_the_plateau_is_no_collapse(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     curves(train__blank_fraction=lambda s: 1.0, train__ctc_loss=lambda s: 96.0, val__per=lambda s: 1.0)(run)
-    assert explain(run.write()) == []
+    assert codes(run) == ["not_learnt"]
 
 
 def test_a_large_epsilon_behind_all_blank_is_ambiguous_or_first(tmp_path: Path) -> None:
@@ -411,3 +415,82 @@ def test_letters_of_a_reference_that_is_not_the_sentence(tmp_path: Path) -> None
         folder, score([Hypothesis(trial, LETTERS.encode("the|cat"), 14, 8, "the cat")], LETTERS, decoder="words")
     )
     assert first(folder) == "reference_proxy"
+
+
+# ── has it learnt? ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+FLOORS: dict[str, float | None] = {"train": 96.0, "val": 100.0}
+
+
+def with_floors(folder: Path, train: float, val: float, per: float, steps: int = STEPS) -> RunDirectory:
+    """A run whose losses go from 200 to these nats within a hundred steps and stay there."""
+    run = RunDirectory(folder, steps=steps)
+    run.floors = FLOORS
+    curves(
+        train__ctc_loss=lambda s: max(train, 200 - 2 * s),
+        train__blank_fraction=lambda s: 0.5,
+        val__loss=lambda s: max(val, 200 - 2 * s),
+        val__per=lambda s: per,
+    )(run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "per", "expected"),
+    [
+        (103.0, 103.0, 0.99, ["not_learnt"]),
+        (94.0, 98.0, 0.77, ["not_learnt"]),  # symbols by chance: the loss tells
+        (80.0, 94.0, 0.93, ["not_learnt"]),  # below the floor, and nothing is decoded
+        (94.0, 95.3, 0.82, []),
+        (60.0, 130.0, 0.45, ["validation_unlike_training"]),  # decoded, but more improbable than constant answers
+        (60.0, 130.0, 0.85, ["validation_unlike_training", "not_learnt"]),
+        (60.0, 94.0, 0.82, []),
+    ],
+)
+def test_the_last_validation_is_compared_with_the_floor(
+    train: float, val: float, per: float, expected: list[str], tmp_path: Path
+) -> None:
+    assert codes(with_floors(tmp_path, train, val, per)) == expected
+
+
+def test_the_evidence_says_where_it_stands(tmp_path: Path) -> None:
+    (found,) = explain(with_floors(tmp_path, 103.0, 103.0, 0.99).write())
+    assert (found.severity, found.step) == ("warning", STEPS)
+    assert found.evidence == f"At step {STEPS}: PER 0.99, validation loss 103, 1.03 of the input-blind floor 100."
+
+
+def test_sets_unlike_each_other_are_named_after_three_validations_and_with_the_losses(tmp_path: Path) -> None:
+    run = with_floors(tmp_path, 20.0, 130.0, 0.6, steps=120)
+    run.validation["val/loss"] = lambda s: 132.0 + s / 10
+    (found,) = explain(run.write())
+    assert (found.code, found.step) == ("validation_unlike_training", 40)
+    for number in ("20", "0.21", "96", "136", "1.36", "100", "144"):
+        assert number in found.evidence
+
+
+def test_worse_than_blind_at_its_best_is_no_overfitting(tmp_path: Path) -> None:
+    turns = curves(val__per=lambda s: 0.3 if s == 200 else 0.45, val__loss=lambda s: 132 + s / 10)
+    run = RunDirectory(tmp_path / "unlike")
+    turns(run)
+    run.floors = FLOORS
+    assert codes(run) == ["validation_unlike_training"]
+    unknown = RunDirectory(tmp_path / "unknown")
+    turns(unknown)
+    assert codes(unknown) == ["overfitting"]
+
+
+@pytest.mark.parametrize(("last", "expected"), [(40, []), (200, []), (280, ["not_learnt"])])
+def test_a_run_that_was_stopped_early_has_not_had_its_chance(last: int, expected: list[str], tmp_path: Path) -> None:
+    run = with_floors(tmp_path, 103.0, 103.0, 0.99, steps=last)
+    training = replace(
+        run.config.training, steps=500, scheduler=replace(run.config.training.scheduler, warmup_steps=100)
+    )
+    run.config, run.planned, run.is_finished = replace(run.config, training=training), 500, False
+    assert codes(run) == expected
+
+
+def test_a_cause_comes_before_what_it_shows(tmp_path: Path) -> None:
+    run = with_floors(tmp_path, 103.0, 103.0, 0.99)
+    details = {"severity": "warning", "evidence": "Seen.", "source": "monitor", "support": 0.5}
+    run.happened(200, "clipped_to_standstill", **details)
+    assert codes(run) == ["clipped_to_standstill", "not_learnt"]

@@ -62,7 +62,10 @@ def test_epsilon_times_root_n_is_printed_where_the_model_is_there(prepared: Prep
         (("recipe=demo", "training.optimizer.lr=0.12"), "effective_step"),
         (("recipe=demo", "training.scheduler.max_steps=100000"), "schedule_length"),
         (("recipe=demo", "training.scheduler.max_steps=120"), "schedule_length"),
-        (("recipe=demo", "training.scheduler.warmup_steps=600"), "schedule_length"),
+        (("recipe=demo", "training.optimizer.lr=1e-6"), "learning_rate_too_low"),
+        (("recipe=demo", "training.optimizer.weight_decay=20"), "weight_decay_too_strong"),
+        (("recipe=demo", "training.optimizer.weight_decay=20", "training.optimizer.lr=0.0008", "training.steps=200"),
+         "weight_decay_too_strong"),
         (("recipe=demo", "training.log_every_steps=1000"), "per_epoch_counter"),
         (("recipe=demo", "training.rnnt_warmup_batches=7"), "unread_config_key"),
         (("recipe=demo", "model.session_adapter=null", "training.optimizer.session_lr=0.01"), "unread_config_key"),
@@ -74,6 +77,42 @@ def test_epsilon_times_root_n_is_printed_where_the_model_is_there(prepared: Prep
 )  # fmt: skip
 def test_an_interaction_is_named(settings: tuple[str, ...], code: str) -> None:
     assert code in _loud(_lint(*settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("training.steps=2", "training.scheduler.warmup_steps=1"),  # a short run is not the rate's fault
+        ("training.steps=5000", "training.optimizer.lr=1e-5"),
+        ("training.optimizer.weight_decay=1",),
+        ("training.steps=20", "training.scheduler.warmup_steps=1", "training.optimizer.weight_decay=3"),
+    ],
+)
+def test_rates_and_decays_that_get_somewhere(settings: tuple[str, ...]) -> None:
+    assert _loud(_lint("recipe=demo", "training.log_every_steps=1", *settings)) == set()
+
+
+def test_a_warm_up_longer_than_the_run_behind_a_later_end_of_the_schedule(tiny_t15: Path, tmp_path: Path) -> None:
+    more = ("training.steps=20", "training.scheduler.warmup_steps=30", "training.scheduler.max_steps=35")
+    prepared = prepare(compose_config([*overrides(tiny_t15, tmp_path, "lint"), *more]))
+    (found,) = [finding for finding in lint(prepared.config, prepared) if finding.code == "schedule_length"]
+    assert "warmup_steps=30, but the run has 20 steps" in found.evidence
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_a_note_about_a_shipped_recipe_proposes_no_change(recipe: str) -> None:
+    assert [(f.code, f.override) for f in _lint(f"recipe={recipe}") if f.override] == []
+
+
+def test_what_a_recipe_sets_for_data_of_any_size_is_no_warning(prepared: Prepared) -> None:
+    config = replace(
+        prepared.config,
+        data=replace(prepared.config.data, use_length_bucketing=True),
+        training=replace(prepared.config.training, batch_size=10_000),
+    )
+    (found,) = [finding for finding in lint(config, prepared) if finding.code == "unread_config_key"]
+    assert (found.severity, found.override) == ("note", "")
+    assert f"a batch holds all {len(prepared.train_indices)} trials" in found.evidence
 
 
 def test_a_transducer_that_never_joins() -> None:

@@ -19,15 +19,18 @@ from sottovoce.core.errors import TrainingAborted
 from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.collation import StepParts
+from sottovoce.diagnosis.explainer.reading import read_run
 from sottovoce.diagnosis.monitor import RunMonitor
 from sottovoce.diagnosis.monitor.blank import Blanks
 from sottovoce.diagnosis.monitor.events import Draws, Events
 from sottovoce.diagnosis.monitor.input_blind_floor import input_blind_floor
 from sottovoce.diagnosis.monitor.pace import Pace
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, recall, remembered
+from sottovoce.diagnosis.monitor.reach import Reach
 from sottovoce.diagnosis.monitor.sample import Sample
 from sottovoce.diagnosis.monitor.updates import Norms, Updates
 from sottovoce.diagnosis.monitor.validation import Validations
+from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.losses.ctc import ctc_loss
 from sottovoce.training import module as module_page
 from sottovoce.training import terms as terms_page
@@ -355,7 +358,80 @@ def test_blanks_at_the_floor_are_a_collapse(module_and_plan: tuple[DecoderTraini
     module, plan = module_and_plan
     (found,) = _drive(Blanks(plan), _blank_run(module, lambda s: 99.0 + (s % 3), lambda s: 1.0))
     assert (found.code, found.severity) == ("blank_collapse", "error")
-    assert found.step == 501  # five hundred steps of them: before that it may be a slow start
+    assert found.step == 251  # so many steps of them: before that it may be a slow start
+
+
+def test_a_collapse_comes_into_reach_of_short_runs(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    _, plan = module_and_plan
+    steps = {total: _of_length(plan, total).collapse_steps for total in (200, 500, 700, 1000, 120_000)}
+    assert steps == {200: 250, 500: 250, 700: 350, 1000: 500, 120_000: 2400}
+
+
+def _of_length(plan: Plan, steps: int) -> Plan:
+    stages = tuple(replace(stage, steps=steps) for stage in plan.curriculum.stages)
+    return replace(plan, curriculum=replace(plan.curriculum, stages=stages))
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda s: 99.0 + s % 3, ["input_ignored"]),
+        (lambda s: 198.0 + s % 3, []),  # twice the floor: constant answers would do better
+        (lambda s: 93.0 + s % 3, []),  # on its way below
+        (lambda s: 109.0 - s / 20, []),  # still falling
+    ],
+)
+def test_the_input_is_ignored_at_the_floor_alone(
+    loss: Callable[[int], float], expected: list[str], module_and_plan: tuple[DecoderTraining, Plan]
+) -> None:
+    module, plan = module_and_plan
+    found = _drive(Blanks(plan), _blank_run(module, loss, lambda s: 0.5))
+    assert [finding.code for finding in found] == expected
+
+
+def _reaching(
+    module: DecoderTraining, loss: float, ratio: float, size: Callable[[int], float], **group: float
+) -> Iterator[Seen]:
+    for step in range(1, 251):
+        facts = {"size": {"encoder": size(step)}, "sensitivity": group.get("sensitivity", 0.0)}
+        seen = _seen(module, step, sample=_sample(step, ratio, **facts), rate=group["lr"], train__ctc_loss=loss)
+        seen.view.optimizer.param_groups[0]["weight_decay"] = group.get("decay", 0.0)
+        yield seen
+
+
+def test_a_rate_that_gets_nowhere(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    (found,) = _drive(Reach(plan), _reaching(module, 196.0, 1e-6, lambda s: 1.0, lr=1e-7))
+    assert (found.code, found.severity, found.step) == ("learning_rate_too_low", "error", 131)
+    assert found.override == "training.optimizer.lr=0.002"
+    assert "1.96 of the input-blind floor 100" in found.evidence
+    assert "in all 300 steps by no more than 0.0%" in found.evidence
+    for loss, ratio, sensitivity in ((80.0, 1e-6, 0.0), (196.0, 5e-3, 0.0), (196.0, 1e-6, 0.9)):
+        seen = _reaching(module, loss, ratio, lambda s: 1.0, lr=1e-7, sensitivity=sensitivity)
+        assert _drive(Reach(plan), seen) == []  # it learns, it moves, or epsilon is what holds it back
+
+
+def test_a_run_killed_early_is_not_accused_of_a_low_rate(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    seen = itertools.islice(_reaching(module, 196.0, 1e-6, lambda s: 1.0, lr=1e-7), 100)
+    assert _drive(Reach(plan), seen) == []
+
+
+def test_decay_is_told_from_a_high_rate_by_the_size_of_the_weights(
+    module_and_plan: tuple[DecoderTraining, Plan],
+) -> None:
+    module, plan = module_and_plan
+    shrinks = list(_reaching(module, 100.0, 0.08, lambda s: 0.9**s + 0.2, lr=0.004, decay=20.0))
+    (found,) = _drive(Reach(plan), iter(shrinks))
+    assert found.code == "weight_decay_too_strong"
+    assert found.override == "training.optimizer.weight_decay=0.01"
+    assert "takes up to 8.0% of them in a step" in found.evidence
+    assert _drive(Updates(plan), iter(shrinks)) == []  # what moves there is the decay
+    grows = list(_reaching(module, 100.0, 0.08, lambda s: 1.0 + s / 50, lr=0.3, decay=0.05))
+    assert _drive(Reach(plan), iter(grows)) == []
+    assert [f.code for f in _drive(Updates(plan), iter(grows))] == ["learning_rate_too_high"]
+    learns = _reaching(module, 50.0, 0.08, lambda s: 0.9**s + 0.2, lr=0.004, decay=20.0)
+    assert _drive(Reach(plan), learns) == []
 
 
 def test_a_flat_loss_below_the_floor_with_a_large_epsilon_points_to_it(
@@ -455,6 +531,25 @@ def test_worse_with_a_high_rate_and_worse_by_heart(module_and_plan: tuple[Decode
     assert (
         _validations(module, plan, [0.5, 0.3, 0.31, 0.305, 0.31], [60, 40, 39, 38, 37], [60, 42, 42, 42, 42], 1.0) == []
     )
+
+
+def test_never_better_than_blind_is_no_overfitting(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
+    module, plan = module_and_plan
+    plan = replace(plan, val_floor=96.0)
+    worse, falls = [0.8, 0.6, 0.66, 0.7, 0.75], [120.0, 30.0, 10.0, 5.0, 2.0]
+    unlike = ["validation_unlike_training"]
+    assert _validations(module, plan, worse, falls, [140, 132, 150, 160, 185], 1.0) == unlike
+    assert _validations(module, plan, worse[:2], falls[:2], [140, 132], 1.0) == unlike
+    assert _validations(module, plan, worse[:2], [120, 99], [140, 132], 1.0) == []  # nothing learnt: another cause
+    assert _validations(module, plan, worse, falls, [140, 80, 100, 110, 120], 1.0) == ["overfitting"]
+
+
+def test_the_floors_are_kept_for_the_explainer(tiny_t15: Path, tmp_path: Path) -> None:
+    prepared = _prepare(tiny_t15, tmp_path)
+    plan = RunMonitor(prepared).plan
+    floors = read_run(start(prepared, RunWatch(prepared))).floors
+    assert floors == {"train": plan.floor, "val": plan.val_floor}
+    assert all(5 < floor < 500 for floor in floors.values())
 
 
 def test_a_metric_that_is_not_there(module_and_plan: tuple[DecoderTraining, Plan]) -> None:

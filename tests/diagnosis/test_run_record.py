@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from sottovoce.core.errors import CheckpointError
-from sottovoce.diagnosis.explainer.run_record import RunRecord, Series, read_run
+from sottovoce.diagnosis.explainer.reading import read_run
+from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 from tests.diagnosis.run_directories import LOG, STEPS, RunDirectory
 
 
@@ -118,8 +119,12 @@ def test_a_value_that_this_version_refuses_leaves_the_plain_configuration(folder
 @pytest.mark.parametrize("line", ["[]", '{"step": "3", "event": "x"}', '{"event": "x"}'])
 def test_a_damaged_record(folder: Path, line: str) -> None:
     path = folder / "events.jsonl"
+    damage_free = len(read_run(folder).events)
     path.write_text(f"{line}\n{path.read_text()}")
-    assert ("line 1 is not an object" if line == "[]" else "line 1 is no record of a run") in refused(folder)
+    (damaged,) = read_run(folder).damaged
+    assert damaged.startswith(f"{path}: 1 of ")
+    assert ("line 1 is no JSON object" if line == "[]" else "line 1 is no record of a run") in damaged
+    assert len(read_run(folder).events) == damage_free
 
 
 @pytest.mark.parametrize(
@@ -135,4 +140,46 @@ def test_a_damaged_record(folder: Path, line: str) -> None:
 def test_an_event_that_no_rule_could_read(folder: Path, line: str, what: str) -> None:
     path = folder / "events.jsonl"
     path.write_text(f"{line}\n{path.read_text()}")
-    assert f"({what}); restore the file" in refused(folder)
+    (damaged,) = read_run(folder).damaged
+    assert damaged.endswith(f"line 1 is no event {json.loads(line)['event']} of this version ({what})")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.jsonl",
+        "events.jsonl",
+        "environment.json",
+        "evaluation/val.greedy.json",
+        "checkpoints/last/checkpoint.json",
+    ],
+)
+def test_random_bytes_in_one_file_leave_the_others(folder: Path, name: str) -> None:
+    (folder / "evaluation").mkdir()
+    (folder / name).write_bytes(bytes(range(256)) * 4)
+    record = read_run(folder)
+    (damaged,) = record.damaged
+    assert str(folder / name) in damaged
+    whole = {
+        "metrics.jsonl": len(record.metrics) > 0,
+        "events.jsonl": len(record.events) > 0,
+        "environment.json": record.environment == {"sottovoce": "0.1.0"},
+        "checkpoints/last/checkpoint.json": "last" in record.checkpoints,
+    }
+    assert [file for file, there in whole.items() if not there] == [name] * (name in whole)
+
+
+def test_tensors_that_are_none_leave_the_rest_of_the_run(folder: Path) -> None:
+    next((folder / "checkpoints" / "last").glob("optimizer-*")).write_bytes(b"no tensors")
+    record = read_run(folder)
+    assert list(record.checkpoints) == ["best"]
+    assert "the checkpoint is damaged" in record.damaged[0]
+
+
+def test_bad_lines_are_counted_and_the_good_ones_read(folder: Path) -> None:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], "\x00\x00", '{"step": 3}', *lines[3:]]))
+    record = read_run(folder)
+    assert len(record.metrics) == len(lines)
+    assert record.damaged == (f"{path}: 2 of {len(lines) + 2} lines left out; line 4 is no JSON object",)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
+import h5py
+import numpy as np
 import torch
 
 from sottovoce.losses import ctc
@@ -102,8 +105,21 @@ def inputs_of_other_trials(scene: Scene) -> None:
     scene.prepared.append(shuffle)
 
 
+def channels_permuted_in_validation(scene: Scene) -> None:
+    """The validation trials' channels are in another order than the training trials'."""
+    scene.data = shutil.copytree(scene.data, scene.folder / "permuted")
+    for file in scene.data.rglob("data_val.hdf5"):
+        with h5py.File(file, "r+") as val:
+            for trial in val.values():
+                signal = trial["input_features"][:]
+                order = np.random.default_rng(1).permutation(signal.shape[1])
+                trial["input_features"][:] = signal[:, order]
+
+
 EPS = "training.optimizer.eps"
 LR = "training.optimizer.lr"
+BY_HEART = (f"{LR}=0.01", "training.scheduler.name=constant", "model.gru.units=96", "model.gru.dropout=0",
+            "model.head_dropout=0", "augmentation.white_noise_std=0", "augmentation.constant_offset_std=0")  # fmt: skip
 EXHIBITS = (
     Exhibit("encoder output overflows half precision", "C1", "fp16_overflow", overflow_in_half_precision),
     Exhibit("epsilon vanishes in half precision", "C2", "fp16_underflow", epsilon_vanishes_in_half_precision),
@@ -131,8 +147,15 @@ EXHIBITS = (
     Exhibit("overwhelming noise", "D7", "augmentation_strength",
             overrides=("augmentation.white_noise_std=20.0",),
             slow=True),
+    Exhibit("learning rate of 1e-6", "-", "learning_rate_too_low", overrides=(f"{LR}=1e-6",), slow=True),
+    Exhibit("weight decay of 20", "-", "weight_decay_too_strong", overrides=("training.optimizer.weight_decay=20",),
+            slow=True),
+    Exhibit("weight decay of 20 with a low rate", "-", "weight_decay_too_strong",
+            overrides=("training.optimizer.weight_decay=20", f"{LR}=0.0008"), slow=True),
+    Exhibit("dropout that leaves nothing of the signal", "-", "not_learnt",
+            overrides=("model.gru.dropout=0.97", "model.head_dropout=0.9"), slow=True),
+    Exhibit("validation trials with channels in another order", "-", "validation_unlike_training",
+            channels_permuted_in_validation, overrides=(*BY_HEART, "training.steps=480"), slow=True),
     Exhibit("a hundred trials without augmentation or dropout", "-", "overfitting",
-            overrides=(f"{LR}=0.01", "training.scheduler.name=constant", "training.steps=480", "model.gru.units=96",
-                       "model.gru.dropout=0", "model.head_dropout=0",
-                       "augmentation.white_noise_std=0", "augmentation.constant_offset_std=0"), slow=True),
+            overrides=(*BY_HEART, "training.steps=480"), slow=True),
 )  # fmt: skip

@@ -14,14 +14,16 @@ from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, is_capsule
 from sottovoce.diagnosis.capsules.reading import read_capsule
 from sottovoce.diagnosis.capsules.replay import Replayed, as_told, replay, summary
 from sottovoce.diagnosis.explainer.explainer import explain_record
-from sottovoce.diagnosis.explainer.run_record import RunRecord, read_run
+from sottovoce.diagnosis.explainer.reading import read_run
+from sottovoce.diagnosis.explainer.rules_learnt import how_it_stands, knows_nothing
+from sottovoce.diagnosis.explainer.run_record import RunRecord
 
 DESCRIPTION = """What went wrong in a run, or in one bad step of it, and why: the cause, the evidence, the fix.
   sottovoce diagnose runs/t15_gru-001
   sottovoce diagnose runs/t15_gru-001/capsules/42 --replay
 --replay computes the bad step again and says which loss term, which trial, which module and which number format it
 takes; with a run, for each of its capsules, and names those that are damaged. Exit 0: healthy; 1: there are errors or
-warnings; 2: neither run nor capsule, or damaged."""
+warnings; 2: neither run nor capsule, damaged, or nothing recorded yet."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 1 when there are errors or warnings.
 
     Raises:
-        CheckpointError: the path is neither a run nor a capsule, or cannot be read.
+        CheckpointError: the path is neither a run nor a capsule, cannot be read, or has recorded nothing yet.
     """
     path: Path = arguments.path
     if not path.is_dir():
@@ -58,6 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         record = read_run(path)
         findings = list(explain_record(record))
+        if not record.metrics and not findings:
+            raise CheckpointError(
+                f"{path} has recorded nothing yet: metrics.jsonl has no line, so there is nothing to diagnose; "
+                "look again after training.log_every_steps steps"
+            )
         if arguments.replay:
             replays, damaged = _replay_all(path)
     findings = [*(finding for replayed in replays for finding in replayed.findings), *findings]
@@ -67,7 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(_as_json(path, kind, healthy, findings, replays) | {"damaged": damaged}))
     else:
         _print(findings, replays)
-        if healthy:
+        if healthy and record is not None:
+            print(f"{path}: {_verdict(record)}")
+        elif healthy:
             print(f"{path}: healthy" + (", see the notes" if findings else ": nothing was found"))
         if record is not None and not record.finished and not record.aborted:
             print(_unfinished(record))
@@ -102,6 +111,14 @@ def _print(findings: list[Finding], replays: list[Replayed]) -> None:
         print(summary(replayed))
     for finding in findings:
         print(finding.told)
+
+
+def _verdict(record: RunRecord) -> str:
+    """What to say where nothing was found, with the figures to judge it by."""
+    stands = how_it_stands(record)
+    if knows_nothing(record):
+        return f"nothing was found, but it has not learnt yet, and had too few steps to say why. {stands}"
+    return f"healthy: nothing was found. {stands or 'It has not been validated yet'}"
 
 
 def _unfinished(record: RunRecord) -> str:

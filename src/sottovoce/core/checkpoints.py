@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sottovoce.core.errors import CheckpointError
+from sottovoce.core.errors import CheckpointError, NewerVersionError
 
 FORMAT: Final = 1
 INDEX: Final = "checkpoint.json"
@@ -109,13 +109,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint index ({error})") from error
     if not isinstance(index, dict):
         raise CheckpointError(f"{path} is not a checkpoint index: it holds no object")
-    if index.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {index.get('format')}, this version reads format {FORMAT}; update sottovoce"
-        )
-    kinds = {"step": int, "files": dict, "state": dict}
+    kinds = {"format": int, "step": int, "files": dict, "state": dict}
     if wrong := [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]:
         raise CheckpointError(f"{path} is not a checkpoint index: {wrong[0]} is missing or of the wrong kind")
+    if index["format"] > FORMAT:
+        raise NewerVersionError(
+            f"{path} has format {index['format']}, this version reads format {FORMAT}; update sottovoce"
+        )
     for name in index["files"].values():
         if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
             raise CheckpointError(

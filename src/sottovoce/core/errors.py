@@ -26,6 +26,10 @@ class CheckpointError(SottovoceError):
     """A run directory or checkpoint that cannot be read or written."""
 
 
+class NewerVersionError(CheckpointError):
+    """A run directory or checkpoint that a newer version of sottovoce wrote."""
+
+
 class TrainingAborted(SottovoceError):
     """The guard ended a run because it could not continue; the last good checkpoint is kept."""
 

@@ -74,13 +74,15 @@ def found(
 ) -> Finding:
     """A finding of `code`: what the catalogue says of it, with this evidence.
 
-    `fix` replaces the catalogue's where the evidence gives a better one; `severity` likewise.
+    `fix` replaces the catalogue's where the evidence gives a better one; `severity` likewise. A note, where nothing is
+    wrong, does not give the catalogue's override.
     """
     entry = cause(code)
-    advice = fix or (f"{entry.override}: {entry.fix}" if entry.override else entry.fix)
+    severity = severity or entry.severity
+    advice = fix or (f"{entry.override}: {entry.fix}" if entry.override and severity != "note" else entry.fix)
     return Finding(
         code=code,
-        severity=severity or entry.severity,
+        severity=severity,
         evidence=evidence,
         explanation=entry.title,
         fix=advice,

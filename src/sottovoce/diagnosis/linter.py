@@ -21,6 +21,7 @@ from sottovoce.models.ssm_parts import NEVER_DECAYED
 from sottovoce.training import optimizer as optimizer_module
 from sottovoce.training.config import RunConfig
 from sottovoce.training.preparation import Prepared
+from sottovoce.training.schedules import SchedulerConfig, learning_rate_factor
 
 MOMENTUM_EPS: Final = 1e-2
 """Row D1's pair: such an ε with a clip below a hundredth of ε·√N and a rate below 5e-3."""
@@ -38,6 +39,16 @@ TIGHT: Final = 1e-3
 USUAL_NORM: Final = 5.0
 """Median norm of a CTC run in nats an utterance; a token's share of it (about 1/25) with `per_token`."""
 USUAL_LABELS: Final = 25
+LEAST_REACH: Final = 0.01
+"""Σ of rates: no scalar of a true Adam moves farther; weights are of the order of 0.1."""
+USUAL_RATE: Final = 1e-3
+"""Of GRUs and state-space models with true Adam: 0.001 to 0.005 (row D1)."""
+SHORT_RUN: Final = 500
+"""Steps that a shorter run is given here: that it does not get far is not the rate's fault."""
+FORGOTTEN: Final = 1.0
+"""Σ of rates times the decay, from which e^-1 of the start is left at the end."""
+BRIEF_MEMORY: Final = 100
+"""1/(rate·decay) steps is what weights remember; fewer are hardly more than the last batches."""
 SCHEDULE_SHARE: Final = 0.5
 """A cosine that is cut off above this share of its way, or is over before this share of the run."""
 FLOOR_TAIL: Final = 0.5
@@ -53,6 +64,7 @@ def lint(config: RunConfig, prepared: Prepared | None = None) -> list[Finding]:
     findings = [
         *_epsilon(config, prepared, steps),
         *_clip(config),
+        *_reach(config, steps),
         *_schedule(config, steps),
         *_never_happens(config, prepared, steps),
         *_selection(config, prepared),
@@ -128,12 +140,43 @@ def _clip(config: RunConfig) -> Iterator[Finding]:
         yield _finding("clipped_to_standstill", f"{evidence}, with ε = {adam.eps:g}.", severity)
 
 
+def _reach(config: RunConfig, steps: int | None) -> Iterator[Finding]:
+    """How far the rate takes a weight in the whole run, and how much of that the decay takes back."""
+    training, adam = config.training, config.training.optimizer
+    if steps is None:
+        return
+    planned = max(steps, SHORT_RUN)
+    path = adam.lr * _mean_factor(training.scheduler, planned) * planned
+    if path < LEAST_REACH and adam.eps < LARGE_EPS:
+        yield _finding(
+            "learning_rate_too_low",
+            f"training.optimizer.lr={adam.lr:g}: over {planned} steps the rates add up to {path:.1e}, and no weight "
+            "moves farther; weights are of the order of 0.1.",
+            "warning",
+            fix=f"training.optimizer.lr={USUAL_RATE:g}: the order of what works with a small epsilon",
+        )
+    total = adam.lr * adam.weight_decay * _mean_factor(training.scheduler, steps) * steps
+    if total > FORGOTTEN and adam.lr * adam.weight_decay * BRIEF_MEMORY > 1:
+        yield _finding(
+            "weight_decay_too_strong",
+            f"training.optimizer.weight_decay={adam.weight_decay:g} with lr={adam.lr:g}: weights forget in "
+            f"{1 / (adam.lr * adam.weight_decay):.0f} steps and stay below {1 / adam.weight_decay:.2g}; rate · decay "
+            f"adds up to {total:.2g} over {steps} steps.",
+            "warning",
+        )
+
+
+def _mean_factor(scheduler: SchedulerConfig, steps: int) -> float:
+    """Of the schedule over a run of so many steps, from a hundred of them."""
+    return sum(learning_rate_factor(steps * i // 100, scheduler, steps) for i in range(100)) / 100
+
+
 def _schedule(config: RunConfig, steps: int | None) -> Iterator[Finding]:
     scheduler = config.training.scheduler
     if steps is None:
         return
     end = scheduler.max_steps or steps
-    if scheduler.warmup_steps >= steps:
+    if scheduler.warmup_steps >= steps:  # refused before, unless max_steps is beyond the run
         yield _finding(
             "schedule_length",
             f"training.scheduler.warmup_steps={scheduler.warmup_steps}, but the run has {steps} steps: the rate "

@@ -69,10 +69,6 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
             training.scheduler.name == "constant" and training.scheduler.min_lr_ratio != 0.02,
             "the schedule is constant",
         ),
-        "data.use_length_bucketing": (
-            config.data.use_length_bucketing and prepared is not None and _batch(config) >= len(prepared.train_indices),
-            "a batch holds all trials",
-        ),
         "wandb": (
             not config.wandb.enabled and (config.wandb.entity or config.wandb.run_name) is not None,
             "wandb.enabled=false",
@@ -87,6 +83,10 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
     for key, (applies, why) in conditions.items():
         if applies:
             yield found("unread_config_key", f"{key} is set, but {why}.", "linter", fix=f"leave {key} out")
+    if config.data.use_length_bucketing and prepared is not None and _batch(config) >= len(prepared.train_indices):
+        # recipes set it for data of any size: nothing for a user to mend
+        why = f"data.use_length_bucketing does nothing here: a batch holds all {len(prepared.train_indices)} trials."
+        yield found("unread_config_key", why, "linter", severity="note", fix="nothing needs to be done")
 
 
 def _batch(config: RunConfig) -> int:

@@ -9,8 +9,10 @@ from typing import Final
 from sottovoce.core.findings import SEVERITIES, Finding
 from sottovoce.diagnosis.causes import cause
 
-PLAIN_SYMPTOMS: Final = frozenset({"nonfinite_loss", "nonfinite_gradient", "gradient_spike"})
-"""What the guard saw; any cause that explains it comes first."""
+PLAIN_SYMPTOMS: Final = frozenset(
+    {"nonfinite_loss", "nonfinite_gradient", "gradient_spike", "not_learnt", "record_damaged"}
+)
+"""What was seen; any cause that explains it comes first."""
 NOTICED_STEPS: Final = 50
 """A cause may be noticed this much later than its effect: some looks are taken once in so many steps."""
 

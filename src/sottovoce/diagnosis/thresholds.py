@@ -10,6 +10,14 @@ from typing import Final
 BLANK: Final = 0.95
 LEFT: Final = 0.85
 """Share of frames whose best symbol is the blank: a collapse begins at the first and ends at the second (row D6)."""
+AT_FLOOR: Final = 0.95
+"""CTC loss over the input-blind floor F from which the input is not used (row D6 a)."""
+ABOVE_FLOOR: Final = 1.1
+"""A loss further above F is not that of constant answers: the model is still, or again, worse than they are."""
+LEARNT_SHARE: Final = 0.8
+"""A training loss below this share of F shows that the training trials are being learnt (row D5)."""
+OFF_FLOOR: Final = 0.9
+"""Below it the input is used for certain: batches differ by some per cent."""
 SPIKE: Final = 4.0
 FEWEST_SPIKES: Final = 3
 SPIKE_WINDOW: Final = 100

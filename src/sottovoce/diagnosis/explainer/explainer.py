@@ -17,12 +17,14 @@ from sottovoce.diagnosis.explainer import (
     rules_blank,
     rules_evaluation,
     rules_guard,
+    rules_learnt,
     rules_losses,
     rules_schedule,
     rules_selection,
     rules_stages,
 )
-from sottovoce.diagnosis.explainer.run_record import RunRecord, read_run
+from sottovoce.diagnosis.explainer.reading import read_run
+from sottovoce.diagnosis.explainer.run_record import RunRecord
 from sottovoce.diagnosis.explainer.suspicion import Rule, Suspicion
 from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS, ranked
 
@@ -47,11 +49,14 @@ RULES: Final[tuple[Rule, ...]] = (
     rules_schedule.clip_leaves_nothing,
     rules_schedule.steps_become_slow,
     rules_blank.all_blank,
+    rules_learnt.has_learnt,
+    rules_learnt.validation_is_like_training,
     rules_selection.kept_checkpoint_is_the_best,
     rules_selection.gate_follows_the_metric,
     rules_selection.selection_metric_exists,
     rules_selection.test_split_was_used,
     rules_selection.records_can_be,
+    rules_selection.records_are_whole,
     rules_evaluation.rates_are_counted,
     rules_evaluation.validation_has_its_unit,
     rules_evaluation.symbols_are_shifted,
@@ -71,7 +76,7 @@ def explain(run_dir: Path, include_notes: bool = False) -> list[Finding]:
     knowing although nothing is wrong.
 
     Raises:
-        CheckpointError: not a run directory, half-written, of a newer version, or damaged.
+        CheckpointError: not a run directory, half-written, or of a newer version.
     """
     return explain_record(read_run(run_dir), include_notes)
 

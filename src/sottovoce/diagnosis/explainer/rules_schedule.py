@@ -7,7 +7,15 @@ from typing import Final
 
 from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 from sottovoce.diagnosis.explainer.suspicion import JUMP, Suspicion, jump_after, middle, suspect
-from sottovoce.diagnosis.thresholds import EVALUATIONS, FEWEST_SPIKES, HIGH_RATE, LARGE_EPS, SPIKE, SPIKE_WINDOW
+from sottovoce.diagnosis.thresholds import (
+    AT_FLOOR,
+    EVALUATIONS,
+    FEWEST_SPIKES,
+    HIGH_RATE,
+    LARGE_EPS,
+    SPIKE,
+    SPIKE_WINDOW,
+)
 from sottovoce.training.schedules import learning_rate_factor
 
 RATE_TOLERANCE: Final = 0.01
@@ -158,6 +166,9 @@ def metric_turns(record: RunRecord) -> Iterator[Suspicion]:
     if len(after) < EVALUATIONS or best_step == metric.steps[0] or (best > LEARNT and sign > 0):
         return
     nats = record.metric("val/loss")
+    floor = record.floors.get("val")
+    if nats and floor is not None and min(nats.values) >= AT_FLOOR * floor:
+        return  # it never was any good: nothing has turned
     if nats and nats.values[-1] < (nats.at(best_step) or 0.0):
         return  # more probable labels: what a decoder makes of them on the way to the blank plateau says little
     if not all(sign * (v - best) > max(WORSE_BY, (WORSE - 1) * abs(best)) for v in after.values[-EVALUATIONS:]):

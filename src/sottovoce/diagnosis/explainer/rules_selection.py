@@ -138,6 +138,12 @@ def _parts(evaluations: Sequence[Evaluated]) -> list[tuple[str, str, str]]:
     return [e.name.partition(".") for e in evaluations]
 
 
+def records_are_whole(record: RunRecord) -> Iterator[Suspicion]:
+    """Files that could not be read, or only in part."""
+    for what in record.damaged:
+        yield suspect("record_damaged", f"{what}.", about=what)
+
+
 def records_can_be(record: RunRecord) -> Iterator[Suspicion]:
     """I8: steps that the run never logs at, steps beyond its end, and counts of parameters that the model has not."""
     config = record.config

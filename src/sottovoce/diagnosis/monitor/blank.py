@@ -16,12 +16,8 @@ from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
 from sottovoce.diagnosis.monitor.updates import EPS_REGIME, RELAPSE
-from sottovoce.diagnosis.thresholds import BLANK, LEFT
+from sottovoce.diagnosis.thresholds import ABOVE_FLOOR, AT_FLOOR, BLANK, LEFT, OFF_FLOOR
 
-AT_FLOOR: Final = 0.95
-"""Loss over F above which the input is not used (row D6 a)."""
-OFF_FLOOR: Final = 0.9
-"""And below which it is: batches differ by some per cent."""
 FLAT: Final = 0.02
 """A window whose loss fell by less than this share is flat."""
 
@@ -103,11 +99,13 @@ class Blanks:
         if len(self.losses) < self.plan.window or self.plan.floor is None:
             return
         recent = statistics.median(self.losses[-self.plan.window :])
-        if recent < OFF_FLOOR * self.plan.floor or seen.updates <= self.plan.config.training.scheduler.warmup_steps:
+        level = recent / self.plan.floor
+        warming_up = seen.updates <= self.plan.config.training.scheduler.warmup_steps
+        if warming_up or not OFF_FLOOR <= level <= ABOVE_FLOOR:
             self.at_floor_since = None
-        elif recent >= AT_FLOOR * self.plan.floor and self.at_floor_since is None:
+        elif level >= AT_FLOOR and self.at_floor_since is None:
             self.at_floor_since = seen.step
-        if self.at_floor_since is None:
+        if self.at_floor_since is None or level < AT_FLOOR or self.fallen < -FLAT:
             return
         lasting = seen.step - self.at_floor_since >= self.plan.collapse_steps
         if lasting and not self.blanks.raised and "input_ignored" not in self.told:
@@ -152,7 +150,7 @@ class Blanks:
         elif lasting and stuck and slope > -FLAT:
             why = " Nothing of the input is used."
             yield from self._collapse(seen, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.9)
-        elif lasting and slope > -FLAT:
+        elif duration >= self.plan.slow_exit_steps and slope > -FLAT:
             why = f" The exit is slow: the weights move by {self.movement:.1e} of their size a step."
             yield from self._collapse(seen, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.8)
         elif slope <= -FLAT and "blank_plateau" not in self.told:

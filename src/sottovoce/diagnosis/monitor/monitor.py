@@ -7,7 +7,7 @@ run is judged like an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sottovoce.diagnosis.monitor.losses import Balance, Losses
 from sottovoce.diagnosis.monitor.ownership import Moments, Ownership
 from sottovoce.diagnosis.monitor.pace import Pace
 from sottovoce.diagnosis.monitor.plan import Detector, Plan, Seen, frames_of, recall, remembered
+from sottovoce.diagnosis.monitor.reach import Reach
 from sottovoce.diagnosis.monitor.sample import Sampler
 from sottovoce.diagnosis.monitor.updates import Norms, Updates
 from sottovoce.diagnosis.monitor.validation import Validations
@@ -36,7 +37,8 @@ class RunMonitor:
     """A `training.watch.Watch` that knows the causes of the catalogue which show while a run goes on."""
 
     def __init__(self, prepared: Prepared) -> None:
-        self.plan = Plan.of(prepared, input_blind_floor_of(prepared))
+        floors = (input_blind_floor_of(prepared, indices) for indices in (prepared.train_indices, prepared.val_indices))
+        self.plan = Plan.of(prepared, *floors)
         self.ownership, self.moments, self.frozen = Ownership(self.plan), Moments(self.plan), Frozen(self.plan)
         self.events, self.draws, self.validations = Events(self.plan), Draws(self.plan), Validations(self.plan)
         self._sampler = Sampler(self.plan.sample_every)
@@ -51,6 +53,7 @@ class RunMonitor:
             "moments": self.moments,
             "frozen": self.frozen,
             "updates": Updates(self.plan),
+            "reach": Reach(self.plan),
             "norms": Norms(self.plan),
             "blanks": Blanks(self.plan),
             "losses": Losses(self.plan),
@@ -102,8 +105,9 @@ class RunMonitor:
         yield from self.draws.judge(step)
 
     def state(self) -> dict[str, Any]:
-        """What all detectors remember, as JSON values."""
-        return {name: remembered(detector) for name, detector in self._detectors.items()}
+        """What all detectors remember, as JSON values; `floor` is for who explains the run afterwards."""
+        floors = {"train": self.plan.floor, "val": self.plan.val_floor}
+        return {"floor": floors} | {name: remembered(detector) for name, detector in self._detectors.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave; an empty state is that of a run that nobody watched."""
@@ -125,11 +129,11 @@ def _rates(view: StepView) -> dict[str, float]:
     return rates
 
 
-def input_blind_floor_of(prepared: Prepared) -> float | None:
-    """F of the run's training trials; None where no stage has a CTC loss or no trial a target."""
+def input_blind_floor_of(prepared: Prepared, indices: Sequence[int]) -> float | None:
+    """F of these trials of the run, in nats an utterance; None where no stage has a CTC loss or no trial a target."""
     if not any(stage.config.loss_weights.ctc for stage in prepared.curriculum.stages):
         return None
-    trials = [prepared.trial_set.trials[i] for i in prepared.train_indices]
+    trials = [prepared.trial_set.trials[i] for i in indices]
     labelled = sorted((t for t in trials if t.labels), key=lambda trial: trial.num_steps)
     chosen = labelled[:: max(1, -(-len(labelled) // MOST_TRIALS))]
     if not chosen:

@@ -42,6 +42,8 @@ class Plan:
     """The lowest CTC loss without looking at the input, in nats an utterance; None where nothing uses CTC."""
     frames_of: Mapping[str, int]
     """Encoder frames of each training trial, without augmentation."""
+    val_floor: float | None = None
+    """`floor` of the validation trials."""
 
     @property
     def total_steps(self) -> int:
@@ -62,7 +64,14 @@ class Plan:
 
     @property
     def collapse_steps(self) -> int:
-        """Steps of nothing but blanks that are a collapse and no slow start (row D6)."""
+        """Steps at the input-blind floor that are a collapse and no slow start (row D6); half of a short run."""
+        short = min(MOST_PATIENCE, max(MOST_PATIENCE // 2, self.total_steps // 2))
+        return max(short, round(WINDOW_SHARE * self.total_steps))
+
+    @property
+    def slow_exit_steps(self) -> int:
+        """Steps of nothing but blanks below the floor, without a slope, that are a collapse: however short the run, for
+        the end of a schedule has no slope either."""
         return max(MOST_PATIENCE, round(WINDOW_SHARE * self.total_steps))
 
     @property
@@ -75,7 +84,7 @@ class Plan:
         return next(stage for stage in self.curriculum.stages if stage.name == name)
 
     @classmethod
-    def of(cls, prepared: Prepared, floor: float | None) -> Plan:
+    def of(cls, prepared: Prepared, floor: float | None, val_floor: float | None = None) -> Plan:
         """The plan of a run that is about to begin."""
         trials = prepared.trial_set.trials
         training = [trials[i] for i in prepared.train_indices]
@@ -86,6 +95,7 @@ class Plan:
             num_val_labels=sum(len(trials[i].labels or ()) for i in prepared.val_indices),
             floor=floor,
             frames_of={trial.trial_id: frames_of(prepared, trial) for trial in training},
+            val_floor=val_floor,
         )
 
 

@@ -34,6 +34,8 @@ class Sample:
     """‖Δw‖/‖w‖ of each component's matrices."""
     moved: Mapping[str, bool]
     """For each component that has a gradient and a rate: did any of its weights change?"""
+    size: Mapping[str, float] = field(default_factory=dict)
+    """‖w‖ of each component's matrices before the step, as far as they were sampled."""
     sensitivity: float = 0.0
     """S_ε, the mean of ε/(√v̂+ε): 0 for true Adam, 1 for momentum SGD with rate η/ε."""
     below_eps: float = 0.0
@@ -161,7 +163,11 @@ def _movement(
             change[component] = change.get(component, 0.0) + share * float(difference.square().sum())
             size[component] = size.get(component, 0.0) + share * float(old.float().square().sum())
     ratios = {component: math.sqrt(change[component] / size[component]) for component in change if size[component] > 0}
-    return {"update_ratio": ratios, "moved": moved}
+    return {
+        "update_ratio": ratios,
+        "moved": moved,
+        "size": {component: math.sqrt(square) for component, square in size.items()},
+    }
 
 
 def _adam_facts(

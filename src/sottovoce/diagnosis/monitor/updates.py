@@ -53,7 +53,7 @@ class Updates:
     factors: list[float] = field(default_factory=list)
     """What the last steps' gradients were multiplied by."""
     ratios: list[float] = field(default_factory=list)
-    """The largest component's ‖Δw‖/‖w‖ in the last samples."""
+    """The largest component's ‖Δw‖/‖w‖ in the last samples, less what weight decay alone does."""
     sensitivity: float = 0.0
     losses: list[float] = field(default_factory=list)
     """CTC losses of the last steps, in nats an utterance."""
@@ -80,7 +80,9 @@ class Updates:
         sample = seen.sample
         if sample is not None and any(group["lr"] for group in seen.view.optimizer.param_groups):
             self.sensitivity = sample.sensitivity
-            self.ratios = [*self.ratios[-19:], max(sample.update_ratio.values(), default=0.0)]
+            decay = max(group["lr"] * group.get("weight_decay", 0.0) for group in seen.view.optimizer.param_groups)
+            gradients_part = max(0.0, max(sample.update_ratio.values(), default=0.0) - decay)
+            self.ratios = [*self.ratios[-19:], gradients_part]
             yield from self._format(seen)
             yield from self._dominating(seen)
             yield from self._too_large(seen)

@@ -10,13 +10,15 @@ from typing import Final
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
-from sottovoce.diagnosis.thresholds import EVALUATIONS, HIGH_RATE
+from sottovoce.diagnosis.thresholds import AT_FLOOR, EVALUATIONS, HIGH_RATE, LEARNT_SHARE
 from sottovoce.training.module import DecoderTraining
 
 NOISE_WIDTHS: Final = 2.0
 """Standard errors of a rate, counted label by label, that a change must exceed; errors come in clusters."""
 GAP: Final = 0.5
 """Training loss over validation loss below which the model has learnt its training trials by heart."""
+FEWEST_VALIDATIONS: Final = 2
+"""Before nothing carries over for sure."""
 
 
 @dataclass
@@ -72,7 +74,27 @@ class Validations:
         self.losses = []
         if math.isfinite(train):
             self.values.append([step, value, values.get("val/loss", math.nan), train])
-            yield from self._degradation(step)
+            yield from self._degradation(step) if self._below_floor else self._unlike(step, train)
+
+    @property
+    def _below_floor(self) -> bool:
+        """Some validation was better than answers that ignore the signal; taken for granted where F is not known."""
+        floor = self.plan.val_floor
+        return floor is None or any(entry[2] < AT_FLOOR * floor for entry in self.values)
+
+    def _unlike(self, step: int, train: float) -> Iterator[Finding]:
+        """The training trials are being learnt, and what is learnt does not carry over at all."""
+        floor, val_floor = self.plan.floor, self.plan.val_floor
+        if floor is None or len(self.values) < FEWEST_VALIDATIONS or train > LEARNT_SHARE * floor:
+            return
+        yield from self._once(
+            "validation_unlike_training",
+            f"The training loss is {train:.3g} at step {step}, {train / floor:.2f} of the input-blind floor "
+            f"{floor:.3g}; none of {len(self.values)} validations is below the floor {val_floor:.3g} of its trials: "
+            f"{', '.join(f'{entry[2]:.3g}' for entry in self.values[-EVALUATIONS:])} in the last ones.",
+            step,
+            0.9,
+        )
 
     def _degradation(self, step: int) -> Iterator[Finding]:
         best = min(self.values, key=lambda entry: entry[1])

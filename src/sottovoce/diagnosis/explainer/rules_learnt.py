@@ -1,0 +1,90 @@
+"""Has anything been learnt? The last validation against what constant answers reach without looking at the signal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from sottovoce.diagnosis.explainer.rules_schedule import comparable_from, planned_steps
+from sottovoce.diagnosis.explainer.run_record import RunRecord
+from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
+from sottovoce.diagnosis.thresholds import AT_FLOOR, LEARNT_SHARE
+
+FEWEST_STEPS: Final = 200
+"""A run, or a stage of one, that is shorter is not judged: healthy ones leave the blanks at step 84 to 210 (row D5)."""
+MOST_PATIENCE: Final = 500
+"""A run that was stopped is judged from a third of its plan on after the warm-up, or so many steps (row D6)."""
+LONG: Final = 0.02
+"""In a long run, from this share on (row D6)."""
+BLIND: Final = 0.97
+"""Validation loss over its floor. Closer to 1 than for training losses: all trials count, without dropout and noise,
+and the slowest healthy small runs end at 0.953 after 240 steps."""
+NOTHING: Final = 0.9
+"""A phoneme error rate from here on is none: the commonest symbols alone have about 0.8."""
+CHANCE: Final = 0.7
+"""Below it something is decoded, however improbable the model finds the labels: that is another matter."""
+
+
+def has_learnt(record: RunRecord) -> Iterator[Suspicion]:
+    """After enough steps: neither a loss below the floor nor an error rate below that of chance."""
+    if knows_nothing(record) and _had_time(record):
+        yield suspect("not_learnt", f"{how_it_stands(record)}.", step=record.metric("val/loss").steps[-1], support=0.9)
+
+
+def knows_nothing(record: RunRecord) -> bool:
+    """The last validation is what a model gives that does not look at the signal."""
+    last = _last_validation(record)
+    if last is None:
+        return False
+    _, loss, rate = last
+    floor = record.floors.get("val")
+    blind = floor is not None and loss >= BLIND * floor and (rate is None or rate >= CHANCE)
+    return blind or (rate is not None and rate >= NOTHING)
+
+
+def validation_is_like_training(record: RunRecord) -> Iterator[Suspicion]:
+    """The training trials are learnt, and no validation is better than answers that ignore the signal."""
+    first = comparable_from(record)
+    losses = record.metric("val/loss").between(first, float("inf"))
+    train = record.metric("train/ctc_loss").between(first, float("inf"))
+    train_floor, val_floor = record.floors.get("train"), record.floors.get("val")
+    if len(train) < 4 or not losses or train_floor is None or val_floor is None:
+        return
+    now = middle(train.values[-max(2, len(train) // 8) :])
+    step, best = min(losses, key=lambda entry: entry[1])
+    if now > LEARNT_SHARE * train_floor or best < AT_FLOOR * val_floor:
+        return
+    evidence = (
+        f"The training loss has come down to {now:.3g}, {now / train_floor:.2f} of the input-blind floor "
+        f"{train_floor:.3g}; the validation loss is {best:.3g} at its best (step {step}), {best / val_floor:.2f} of "
+        f"the floor {val_floor:.3g} of its trials, and {losses.values[-1]:.3g} at step {losses.steps[-1]}."
+    )
+    yield suspect("validation_unlike_training", evidence, step=losses.steps[0], support=0.9, about="metric_turns")
+
+
+def how_it_stands(record: RunRecord) -> str:
+    """The last validation in a line, for a person to judge; empty where there was none."""
+    last = _last_validation(record)
+    if last is None:
+        return ""
+    step, loss, rate = last
+    floor = record.floors.get("val")
+    against = f", {loss / floor:.2f} of the input-blind floor {floor:.3g}" if floor else ""
+    per = f"PER {rate:.2f}, " if rate is not None else ""
+    return f"At step {step}: {per}validation loss {loss:.3g}{against}"
+
+
+def _last_validation(record: RunRecord) -> tuple[int, float, float | None] | None:
+    """Step, `val/loss` in nats an utterance, and the `val/per` of that step where it was computed."""
+    losses = record.metric("val/loss")
+    return (losses.steps[-1], losses.values[-1], record.metric("val/per").at(losses.steps[-1])) if losses else None
+
+
+def _had_time(record: RunRecord) -> bool:
+    """The last stage has had the steps that a slow start may take."""
+    if record.config is None or record.metric("val/loss").steps[-1] - comparable_from(record) < FEWEST_STEPS:
+        return False
+    planned = planned_steps(record) or record.last_step
+    patience = max(min(MOST_PATIENCE, planned / 3), LONG * planned)
+    warmup = record.config.training.scheduler.warmup_steps
+    return record.finished or record.last_step >= max(FEWEST_STEPS, warmup + patience)
