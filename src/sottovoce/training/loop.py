@@ -114,7 +114,7 @@ class RunLoop:
         if self.module.global_rank == 0:
             self._open_records()
         self._tell(self.watch.begin(self.run_dir, self.module, self._optimizer))
-        self.module.guard.keep(self.module.named, self._optimizer)
+        self.module.guard.keep(self.module.named, self._optimizer, self.module.model)
 
     def _open_records(self) -> None:
         """The main process's records, and what the person who started the run should know."""
@@ -284,8 +284,9 @@ class RunLoop:
         return ranked(values, self._selection_metric) if self._recorder is not None else (0.0, 0.0)
 
     def _save(self, name: str, values: dict[str, float] | None = None) -> None:
-        if name == "last" and (lost := self.module.guard.keep(self.module.named, self._optimizer)):
-            self._bad_step(self.module.progress.step, lost)
+        guard, module = self.module.guard, self.module
+        if name == "last" and (lost := guard.keep(module.named, self._optimizer, module.model)):
+            self._bad_step(module.progress.step, lost)
         if self._recorder is None:
             return
         parts, state = self.checkpoint(self._optimizer if name == "last" else None, values)
