@@ -16,6 +16,7 @@ from sottovoce.core.checkpoints import has_checkpoint, read_tensors
 from sottovoce.core.errors import ConfigurationError, DataError, TrainingAborted
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.speaking_modes import BlockModes
+from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.mode_targets import ModeTargets
@@ -110,6 +111,16 @@ def test_weights_that_are_lost_stop_the_run_with_the_cause(tiny_t15: Path, tmp_p
     told = [e["event"] for e in read_json_lines(tmp_path / "events.jsonl")]
     assert told == ["stage_started", "rolled_back", "run_aborted"]
     assert not has_checkpoint(tmp_path / "checkpoints" / "last")
+
+
+def test_weights_that_are_lost_before_the_first_step_are_nothing_to_look_at(tiny_t15: Path, tmp_path: Path) -> None:
+    """There is no step yet that the monitor could judge or a capsule hold."""
+    prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, "bad")))
+    with torch.no_grad():
+        prepared.model.head.bias[3] = math.nan
+    with pytest.raises(TrainingAborted, match=r"poisoned_weights: head.bias"):
+        start(prepared, RunWatch(prepared))
+    assert not (tmp_path / "bad" / "capsules").exists()
 
 
 def test_weights_that_are_lost_on_the_way_are_taken_back(tiny_t15: Path, tmp_path: Path) -> None:

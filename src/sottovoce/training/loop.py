@@ -45,6 +45,11 @@ from sottovoce.training.validation import Validation, ranked
 from sottovoce.training.watch import NoWatch, StepView, Watch
 
 
+def last_checkpoint(run_dir: Path) -> Path:
+    """What the run in `run_dir` is continued from, where it has been written."""
+    return run_dir / "checkpoints" / "last"
+
+
 class RunLoop:
     """What happens after every optimiser step: the run's records, its validation and its checkpoints."""
 
@@ -89,7 +94,7 @@ class RunLoop:
     @property
     def last_checkpoint(self) -> Path:
         """What a resumed run continues from."""
-        return self.run_dir / "checkpoints" / "last"
+        return last_checkpoint(self.run_dir)
 
     def restore(self) -> None:
         """Take the state of the last checkpoint; the optimiser's follows once it exists."""
@@ -204,8 +209,9 @@ class RunLoop:
         assert verdict is not None
         step = module.progress.step + 1  # the one that was not finished
         self._bad_step(step, verdict)
-        view = StepView(step, verdict, {}, module.losses, module, self._optimizer, self._stage_name)
-        self._tell(self.watch.after_step(view))
+        if module.activity is not None:  # otherwise no step had begun that anybody could look at
+            view = StepView(step, verdict, {}, module.losses, module, self._optimizer, self._stage_name)
+            self._tell(self.watch.after_step(view))
         if verdict.action == "skip" or guard.can_roll_back:
             self._save("last")
         self._event("run_aborted", code="too_many_bad_steps", message=str(reason))
