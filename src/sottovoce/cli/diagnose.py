@@ -12,6 +12,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, is_capsule, read_capsule
 from sottovoce.diagnosis.capsules.replay import Replayed, as_told, replay, summary
 from sottovoce.diagnosis.explainer.explainer import explain_record
+from sottovoce.diagnosis.explainer.rules_failed import failure_of
 from sottovoce.diagnosis.explainer.run_record import RunRecord, read_run
 
 DESCRIPTION = """What went wrong in a run, or in one bad step of it, and why: the cause, the evidence, the fix.
@@ -91,6 +92,5 @@ def _print(findings: list[Finding], replays: list[Replayed]) -> None:
 def _unfinished(record: RunRecord) -> str:
     resumable = "last" in record.checkpoints
     how = f"go on with: sottovoce train resume={record.run_dir}" if resumable else "it has saved no checkpoint yet"
-    return (
-        f"{record.run_dir}: not finished, it still trains or was stopped; last record: step {record.last_step}; {how}"
-    )
+    why = "it still trains or was stopped" if failure_of(record) is None else "it ended by an error"
+    return f"{record.run_dir}: not finished, {why}; last record: step {record.last_step}; {how}"

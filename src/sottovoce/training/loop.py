@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, cast
+from types import FrameType, TracebackType
+from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -22,7 +23,7 @@ from sottovoce.core.checkpoints import (
     write_checkpoint,
 )
 from sottovoce.core.configuration import plain
-from sottovoce.core.errors import CheckpointError, TrainingAborted
+from sottovoce.core.errors import CheckpointError, SottovoceError, TrainingAborted, in_one_line
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
@@ -229,6 +230,20 @@ class RunLoop:
                 code, step = details.pop("code"), details.pop("step")
                 self._recorder.event(self.module.progress.step if step is None else step, code, **details)
                 self._recorder.say(str(finding))
+
+    def __enter__(self) -> Self:
+        """Around the training of this process."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Record the error that ends the run, if one does, and close the records."""
+        if isinstance(error, Exception) and not isinstance(error, TrainingAborted):
+            code = error.code if isinstance(error, SottovoceError) else None
+            with contextlib.suppress(CheckpointError):  # a full disk may be what has ended it
+                self._event("run_failed", **({"code": code} if code else {}), message=in_one_line(error))
+        self.close()
 
     def close(self) -> None:
         """After the last step, or when the run ends early."""

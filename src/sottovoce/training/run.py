@@ -174,14 +174,13 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # asked for with data.num_workers
-        try:
-            trainer.fit(module, train_dataloaders=_loader(prepared, module, trainer))
-        except TrainingAborted as error:
-            loop.aborted(error)
-            error.run_dir = loop.run_dir
-            raise
-        finally:
-            loop.close()
+        with loop:
+            try:
+                trainer.fit(module, train_dataloaders=_loader(prepared, module, trainer))
+            except TrainingAborted as error:
+                loop.aborted(error)
+                error.run_dir = loop.run_dir
+                raise
     if loop.stopped_by_user:
         where = f"stopped at step {module.progress.step}"
         raise TrainingAborted(f"{where}; continue with: sottovoce train resume={loop.run_dir}")
