@@ -145,13 +145,14 @@ def test_a3_one_poisoned_gradient_costs_one_step(small_t15: Path, tmp_path: Path
 def test_a4_a_loss_of_exactly_zero_is_refused() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.ones(2)
-    assert GradientGuard().inspect({"w": weight}, {"trial a": 0.0, "trial b": 0.0}).cause == "zero_loss"
+    zero = {"trial a": 0.0, "trial b": 0.0}
+    assert GradientGuard().inspect({"w": weight}, zero, likelihoods=True).cause == "zero_loss"
     assert weight.grad is None
     weight.grad = torch.ones(2)
-    assert (
-        GradientGuard().inspect({"w": weight}, {"trial a": 0.0}, lambda flags: [*flags[:2], True, *flags[3:]]).cause
-        is None
+    elsewhere = GradientGuard().inspect(
+        {"w": weight}, {"trial a": 0.0}, lambda flags: [*flags[:2], True, *flags[3:]], likelihoods=True
     )
+    assert elsewhere.cause is None
 
 
 def test_a4_a_label_longer_than_its_frames_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,21 @@ def test_a_run_that_was_killed_is_not_at_fault(tmp_path: Path, kept: str) -> Non
     assert [f.code for f in explain(tmp_path, include_notes=True)] == ["clean_run_interrupted"]
 
 
+def test_an_error_that_ended_the_run_comes_first(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.is_finished = False
+    run.events.append({"step": 200, "event": "step_skipped", "code": "zero_loss", "evidence": "8 losses, all 0"})
+    run.events.append({"step": 400, "event": "run_failed", "message": "RuntimeError: out of memory"})
+    run.write()
+    first, second = explain(tmp_path)
+    assert (first.code, first.severity) == ("ended_by_error", "error")
+    assert "after step 400: RuntimeError: out of memory" in first.evidence
+    assert second.code == "zero_loss"
+    run.events.append({"step": 400, "event": "resumed"})
+    run.write()
+    assert [finding.code for finding in explain(tmp_path)] == ["zero_loss"]
+
+
 def test_real_small_runs_are_healthy(tiny_t15: Path, tmp_path: Path) -> None:
     for seed in (1, 2):
         run_dir = start(prepare(compose_config(overrides(tiny_t15, tmp_path, f"run{seed}", f"seed={seed}"))))

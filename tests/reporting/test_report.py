@@ -92,6 +92,8 @@ def test_a_run_that_was_killed_before_any_evaluation(run_dir):
 
 
 def test_an_aborted_run_says_so(run_dir):
+    add_lines(run_dir / "events.jsonl", [{"step": 199, "event": "run_failed", "message": "out of memory"}])
+    assert "failed after step 199" in write_report(run_dir).read_text(encoding="utf-8")
     add_lines(run_dir / "events.jsonl", [{"step": 200, "event": "run_aborted", "code": "nonfinite_gradient"}])
     assert "aborted at step 200" in page_of(run_dir)
 

@@ -146,14 +146,23 @@ def test_a_spike_is_skipped_and_does_not_move_the_median() -> None:
     assert "1000000.0 times the median" in guard.last_skip.evidence
 
 
-def test_too_large_a_share_of_a_window_ends_the_run() -> None:
+def test_a_share_that_can_no_longer_be_met_ends_the_run() -> None:
+    """41 of 200 are more than a fifth, whatever comes after the 41st."""
     guard = GradientGuard(config=GuardConfig(max_bad_share=0.2))
-    pattern = [1.0, 1.0, 1.0, math.nan]
-    steps(guard, pattern * (WINDOW // 4 - 1) + [1.0, 1.0, 1.0])
-    assert len(guard.recent) == WINDOW - 1
-    with pytest.raises(TrainingAborted, match=r"nonfinite_gradient in 25% of the last 200 steps"):
+    pattern = [math.nan, 1.0]
+    steps(guard, pattern * 40)
+    assert (sum(guard.recent), len(guard.recent)) == (40, 80)
+    with pytest.raises(TrainingAborted, match=r"nonfinite_gradient in 41 of the last 81 steps \(allowed: 40 of 200\)"):
         steps(guard, [math.nan])
-    steps(GradientGuard(config=GuardConfig(max_bad_share=1.0)), pattern * (WINDOW // 4 + 1))
+    steps(GradientGuard(config=GuardConfig(max_bad_share=1.0)), pattern * (WINDOW // 2 + 1))
+
+
+def test_early_skips_that_stay_below_the_share_are_forgotten() -> None:
+    guard = GradientGuard(config=GuardConfig(max_bad_share=0.2))
+    steps(guard, [math.nan, 1.0] * 40 + [1.0] * (WINDOW - 80))
+    assert sum(guard.recent) == 40
+    steps(guard, [1.0, 1.0, 1.0, math.nan])  # two steps out of the window, one of them bad
+    assert sum(guard.recent) == 39
 
 
 def test_a_gradient_that_no_optimiser_owns_is_refused_and_dropped() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -118,3 +119,37 @@ open(f"{tmp_path}/{{module.global_rank}}", "w").write(
     assert [skipped for skipped, _, _ in said] == [{"nonfinite_loss": 1}] * 2
     assert {evidence for _, evidence, _ in said} == {"in another process", "loss of micro-batch 0 (nan)"}
     assert said[0][2] == said[1][2]
+
+
+class Normed(Regression):
+    """With a batch norm before its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self.other(self.layer(self.norm(batch[0]))).square().mean()
+
+
+def test_a_bad_batch_does_not_stay_in_a_batch_norm() -> None:
+    module, callback, x = Normed(), GuardCallback(), torch.randn(12, 2)
+    x[1] = math.nan  # of the first batch
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer(callback).fit(module, DataLoader(TensorDataset(x), batch_size=4))
+    assert callback.guard.skipped == {"nonfinite_loss": 1}
+    assert module.norm.running_mean.isfinite().all()
+    assert module.norm.running_mean.abs().min() > 0
+
+
+def test_a_loss_scale_is_found_without_bad_steps() -> None:
+    module, callback = Regression(), GuardCallback(max_bad_steps=3)
+    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**30))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        data = DataLoader(TensorDataset(torch.ones(40, 2)), batch_size=1)
+        trainer(callback, plugins=[precision]).fit(module, data)
+    assert callback.guard.overflows >= 10
+    assert callback.guard.skipped == {}
+    assert len(callback.guard.norms) == 40 - callback.guard.overflows

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import h5py
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sottovoce.cli.main import main
 from sottovoce.core.checkpoints import read_state
+from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
+from sottovoce.diagnosis.causes import found
+from sottovoce.training.preparation import Prepared
 from tests.training.small_runs import STEPS, assert_same_run, command, overrides, train
 
 
@@ -102,6 +106,50 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is not a run directory" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_a_checkpoint_that_is_not_finite(
+    uninterrupted: Path, tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    (file,) = (run / "checkpoints" / "last").glob(f"{part}-*")
+    tensors = load_file(file)
+    name = {"model": "head.weight", "optimizer": "head.weight::exp_avg_sq"}[part]
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, file)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["train", f"resume={run}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"poisoned_weights: not finite in {run}/checkpoints/last: {name} (1 of " in line
+    assert "Put an older copy" in line
+    assert f"sottovoce evaluate {run} uses" in line
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_what_preflight_sees_when_a_run_is_resumed_is_said_and_recorded_once(
+    tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = train(*overrides(tiny_t15, tmp_path, "killed"), before=KILLED_WRITING.format(call=5))
+    assert killed.returncode == -signal.SIGKILL
+    run = tmp_path / "killed"
+
+    def preflight(_: Prepared) -> list[Finding]:
+        return [found("effective_step", "Seen once.", "linter"), found("weight_decay_on_biases", "New.", "preflight")]
+
+    monkeypatch.setattr("sottovoce.cli.train.preflight", preflight)
+    with (run / "events.jsonl").open("a") as events:
+        details = found("effective_step", "Seen once.", "linter").as_dict() | {"step": 0, "event": "effective_step"}
+        events.write(json.dumps(details) + "\n")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("preflight: false", "preflight: true"))
+    assert main(["train", f"resume={run}"]) == 0
+    told = capsys.readouterr().err
+    assert "effective_step: Seen once." in told
+    assert "weight_decay_on_biases: New." in told
+    codes = [record["event"] for record in read_json_lines(run / "events.jsonl")]
+    assert (codes.count("effective_step"), codes.count("weight_decay_on_biases")) == (1, 1)
 
 
 FULL_DISK = """

@@ -12,16 +12,18 @@ import pytest
 import torch
 import yaml
 
+from sottovoce.cli.main import main
 from sottovoce.core.checkpoints import has_checkpoint, read_tensors
 from sottovoce.core.errors import ConfigurationError, DataError, TrainingAborted
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.speaking_modes import BlockModes
+from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.notices import notices
 from sottovoce.training.preparation import prepare
-from sottovoce.training.run import build_trainer, fit, start
+from sottovoce.training.run import batch_plan, build_trainer, fit, start
 from tests.training.small_runs import STEPS, comparable_metrics, overrides, train
 
 NO_DROPOUT = ("model.gru.dropout=0", "model.session_adapter.dropout=0")
@@ -110,6 +112,16 @@ def test_weights_that_are_lost_stop_the_run_with_the_cause(tiny_t15: Path, tmp_p
     told = [e["event"] for e in read_json_lines(tmp_path / "events.jsonl")]
     assert told == ["stage_started", "rolled_back", "run_aborted"]
     assert not has_checkpoint(tmp_path / "checkpoints" / "last")
+
+
+def test_weights_that_are_lost_before_the_first_step_are_nothing_to_look_at(tiny_t15: Path, tmp_path: Path) -> None:
+    """There is no step yet that the monitor could judge or a capsule hold."""
+    prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, "bad")))
+    with torch.no_grad():
+        prepared.model.head.bias[3] = math.nan
+    with pytest.raises(TrainingAborted, match=r"poisoned_weights: head.bias"):
+        start(prepared, RunWatch(prepared))
+    assert not (tmp_path / "bad" / "capsules").exists()
 
 
 def test_weights_that_are_lost_on_the_way_are_taken_back(tiny_t15: Path, tmp_path: Path) -> None:
@@ -266,3 +278,51 @@ def test_blocks_of_one_mode_are_pointed_out(
     found = [line for line in notices(replace(prepared, modes=modes)) if "one speaking mode" in line]
     assert len(found) == said
     assert not said or "62% of data sets of a single mode" in found[0]
+
+
+def test_a_run_that_fails_says_so_in_its_records(
+    tiny_t15: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trial that was damaged after the check, read only when its turn comes."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_t15, data)
+    arguments = overrides(
+        data, tmp_path, "run", "data.num_workers=1", "data.cache_data=false", "training.checkpoint_every_steps=1"
+    )
+    prepared = prepare(compose_config(arguments))
+    plan = batch_plan(prepared)
+    late = next(i for i in plan.step(4) if all(i not in plan.step(n) for n in range(4)))
+    trial = prepared.trial_set.trials[late]
+    with h5py.File(data / trial.session / "data_train.hdf5", "r+") as file:
+        file[f"{trial.trial_id.split('/')[-1]}/input_features"][5, 3] = math.nan
+    with pytest.raises(DataError, match="non_finite_features"):
+        start(prepared, RunWatch(prepared))
+    failed = read_json_lines(tmp_path / "run" / "events.jsonl")[-1]
+    assert (failed["event"], failed["code"], failed["step"]) == ("run_failed", "non_finite_features", 4)
+    assert trial.trial_id.split("/")[-1] in failed["message"]
+    assert "Traceback" not in failed["message"]
+    assert main(["diagnose", str(tmp_path / "run")]) == 1
+    told = capsys.readouterr().out
+    assert told.startswith("error: non_finite_features")
+    assert f"The run failed after step 4: {failed['message']}" in told
+    assert "it ended by an error" in told
+    assert f"resume={tmp_path / 'run'}" in told
+    shutil.rmtree(data)
+    shutil.copytree(tiny_t15, data)
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert main(["diagnose", str(tmp_path / "run")]) == 0
+
+
+def test_an_error_of_any_kind_is_recorded_and_ctrl_c_is_not(tiny_t15: Path, tmp_path: Path) -> None:
+    for error, event in ((RuntimeError("out of memory"), "run_failed"), (KeyboardInterrupt(), "stage_started")):
+        prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, type(error).__name__)))
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        prepared.model.head.register_forward_pre_hook(fail)
+        with pytest.raises((RuntimeError, KeyboardInterrupt, SystemExit)):
+            start(prepared)
+        last = read_json_lines(tmp_path / type(error).__name__ / "events.jsonl")[-1]
+        assert last["event"] == event
+        assert last.get("message") == ("RuntimeError: out of memory" if event == "run_failed" else None)

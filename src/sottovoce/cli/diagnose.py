@@ -15,6 +15,7 @@ from sottovoce.diagnosis.capsules.reading import read_capsule
 from sottovoce.diagnosis.capsules.replay import Replayed, as_told, replay, summary
 from sottovoce.diagnosis.explainer.explainer import explain_record
 from sottovoce.diagnosis.explainer.reading import read_run
+from sottovoce.diagnosis.explainer.rules_failed import failure_of
 from sottovoce.diagnosis.explainer.rules_learnt import how_it_stands, knows_nothing
 from sottovoce.diagnosis.explainer.run_record import RunRecord
 
@@ -124,6 +125,5 @@ def _verdict(record: RunRecord) -> str:
 def _unfinished(record: RunRecord) -> str:
     resumable = "last" in record.checkpoints
     how = f"go on with: sottovoce train resume={record.run_dir}" if resumable else "it has saved no checkpoint yet"
-    return (
-        f"{record.run_dir}: not finished, it still trains or was stopped; last record: step {record.last_step}; {how}"
-    )
+    why = "it still trains or was stopped" if failure_of(record) is None else "it ended by an error"
+    return f"{record.run_dir}: not finished, {why}; last record: step {record.last_step}; {how}"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import sottovoce
-from sottovoce.core.errors import ConfigurationError, SottovoceError
+from sottovoce.core.errors import ConfigurationError, SottovoceError, in_one_line
 from sottovoce.core.text import is_unicode
 
 VERBS: Final = ("simulate", "check", "train", "evaluate", "decode", "report", "diagnose", "import_t15", "bench")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser(named or VERBS).parse_args(argv)
         code: int = arguments.run(arguments)
     except SottovoceError as error:
-        print(f"sottovoce: {_one_line(error)}", file=sys.stderr)
+        print(f"sottovoce: {in_one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("sottovoce: interrupted", file=sys.stderr)
@@ -67,14 +67,6 @@ def _refusal(error: OSError) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     what = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
     return f"{what}; {'make room' if full else 'check that it is there and that you may read and write it'}"
-
-
-def _one_line(error: SottovoceError) -> str:
-    """The message; where a loader process raised it, PyTorch has put a traceback before it."""
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.rstrip().splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
 
 
 if __name__ == "__main__":

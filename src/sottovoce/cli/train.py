@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sottovoce.cli.progress import progress_bar
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
 from sottovoce.core.findings import Finding
+from sottovoce.core.records import read_json_lines
 from sottovoce.core.trial import SPLITS
 from sottovoce.diagnosis.explainer import explain, pages
 from sottovoce.diagnosis.preflight import preflight
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _multirun(overrides)
     if run_dir is not None:
         with _explained():
-            run_dir = resume(run_dir, overrides, _watch_again)
+            run_dir = resume(run_dir, overrides, _watch_again(run_dir))
         return _finish(run_dir)
     config = compose_config(overrides)
     if arguments.show_config:
@@ -70,15 +71,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _started(prepared: Prepared) -> Path:
     """The directory of the run, once it has been looked at and trained."""
-    watch = RunWatch(prepared, _looked_at(prepared))
+    watch = RunWatch(prepared, _looked_at(prepared, "training.preflight=false trains all the same"))
     with _explained():
         return start(prepared, watch)
 
 
-def _watch_again(prepared: Prepared) -> RunWatch:
-    """What looks on while a run is continued; its records hold what was found before its first step."""
-    _looked_at(prepared)
-    return RunWatch(prepared)
+def _watch_again(run_dir: Path) -> Callable[[Prepared], RunWatch]:
+    """What looks on while a run is continued; of what is found before, its records get what they do not hold yet."""
+
+    def watch(prepared: Prepared) -> RunWatch:
+        findings = _looked_at(prepared, "the run began without: undo what has changed since, in data, packages or code")
+        file = run_dir / "events.jsonl"
+        events = read_json_lines(file) if file.exists() else []
+        known = {event.get("event") for event in events if event.get("source") in ("preflight", "linter")}
+        for finding in findings:
+            if finding.code in known:
+                print(finding, file=sys.stderr)
+        return RunWatch(prepared, [finding for finding in findings if finding.code not in known])
+
+    return watch
 
 
 @contextmanager
@@ -95,11 +106,11 @@ def _explained() -> Iterator[None]:
         raise
 
 
-def _looked_at(prepared: Prepared) -> list[Finding]:
+def _looked_at(prepared: Prepared, otherwise: str) -> list[Finding]:
     """What preflight has found, by the main process alone.
 
     Raises:
-        TrainingAborted: an error; no run directory exists yet.
+        TrainingAborted: an error, with what to do `otherwise`; nothing has been written.
     """
     if not prepared.config.training.preflight or not is_main_process():
         return []
@@ -109,8 +120,7 @@ def _looked_at(prepared: Prepared) -> list[Finding]:
         for finding in findings:
             print(finding.told, file=sys.stderr)
         raise TrainingAborted(
-            f"preflight has found {errors} error{'s' * (errors > 1)}, nothing was trained; "
-            "training.preflight=false trains all the same"
+            f"preflight has found {errors} error{'s' * (errors > 1)}, nothing was trained; {otherwise}"
         )
     return findings
 

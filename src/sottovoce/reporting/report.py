@@ -86,6 +86,8 @@ def _status(run: RunFiles) -> str:
     happened = {e["event"] for e in run.events}
     if "run_aborted" in happened:
         return chip(f"aborted at step {done:,}", "bad")
+    if run.events and run.events[-1]["event"] == "run_failed":
+        return chip(f"failed after step {run.events[-1]['step']:,}", "bad")
     if "run_finished" in happened:
         return chip(f"finished {done:,} steps", "good")
     stopped = chip(f"step {done:,}" + (f" of {planned:,}" if planned else ""), "warn")

@@ -13,7 +13,7 @@ from sottovoce.reporting.run_files import RunFiles
 
 _SHOWN_EVENTS = 60
 _ROUTINE = "checkpoint_saved"
-_KINDS = {"step_skipped": "bad", "run_aborted": "bad", "blank_collapse": "warn", "resumed": "warn"}
+_KINDS = {"step_skipped": "bad", "run_aborted": "bad", "run_failed": "bad", "blank_collapse": "warn", "resumed": "warn"}
 
 
 def training_section(run: RunFiles) -> str:

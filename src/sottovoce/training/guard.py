@@ -2,17 +2,19 @@
 
 | what it sees | what it does |
 |---|---|
-| a non-finite loss or gradient, losses that are all exactly 0, a gradient far beyond the usual (if asked to) | skip |
-| a gradient of a parameter that the optimiser does not own | skip |
+| a non-finite loss or gradient, likelihoods of exactly 1, a gradient far beyond the usual (if asked to) | skip |
+| a gradient of a parameter that no optimiser owns | skip |
 | the same, and the weights themselves are not finite any more | roll back to the last good copy |
 | a norm above the fixed limit, or above a multiple of the running median | clip |
 | too many skipped steps in a row, or in a window; nothing to roll back to | abort |
 | anything else | step |
 
 A skipped step reaches neither the weights nor the optimiser's moments: all gradients are dropped, those of parameters
-that no optimiser owns too, and the optimiser then finds nothing to do. `clip_grad_norm_` alone is no protection: a NaN
-norm turns every gradient into NaN. Setting only the bad parameters' gradients to None is none either: it changes the
-direction of the step and hides the cause.
+that no optimiser owns too, and the optimiser then finds nothing to do. The forward pass has already written into the
+model's buffers; where it has left them non-finite, they are put back (`buffers.py`).
+
+`clip_grad_norm_` alone is no protection: a NaN norm turns every gradient into NaN. Setting only the bad parameters'
+gradients to None is none either: it changes the direction of the step and hides the cause.
 """
 
 from __future__ import annotations
@@ -20,14 +22,24 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from sottovoce.core.errors import TrainingAborted
+from sottovoce.core.errors import ConfigurationError, TrainingAborted
+from sottovoce.training.buffers import KeptBuffers
+from sottovoce.training.gradients import (
+    entries,
+    largest,
+    nonfinite,
+    nonfinite_moments,
+    norms_of,
+    unowned,
+)
+from sottovoce.training.gradients import owned_by as owned_by
 from sottovoce.training.verdict import Cause as Cause
 from sottovoce.training.verdict import GradientSummary as GradientSummary
 from sottovoce.training.verdict import GuardConfig as GuardConfig
@@ -41,6 +53,8 @@ FEWEST_NORMS: Final = 20
 """Norms that a running median needs; before that, only the fixed limit holds."""
 MOST_ROLL_BACKS: Final = 3
 """The same copy is not trained from more often than this."""
+LEAST_SCALE: Final = 1.0
+"""Below it a loss scale has nothing left to give: what is not finite then is not its doing."""
 
 
 @dataclass
@@ -48,7 +62,8 @@ class GradientGuard:
     """Guards one optimiser in any PyTorch loop.
 
     Call `inspect` after `backward` (and after un-scaling) and before `optimizer.step()`; always call the latter.
-    `keep` now and then, so that there is something to roll back to. `GuardCallback` does both in Lightning.
+    `keep` before the first step and now and then, so that there is something to roll back to. `GuardCallback` does both
+    in Lightning.
 
     >>> weight = nn.Parameter(torch.ones(2)); optimizer = torch.optim.SGD([weight], lr=0.1)
     >>> guard = GradientGuard(max_norm=1.0)
@@ -66,6 +81,8 @@ class GradientGuard:
     config: GuardConfig = field(default_factory=GuardConfig)
     skipped: Counter[str] = field(default_factory=Counter)
     """Skipped steps of the run by cause."""
+    overflows: int = 0
+    """Steps skipped besides, because gradients overflowed under the loss scale that a scaler tried."""
     in_a_row: int = 0
     norms: list[float] = field(default_factory=list)
     """Of the last good steps, before clipping."""
@@ -76,6 +93,13 @@ class GradientGuard:
     roll_backs: int = 0
     """To the copy at hand."""
     _copy: KeptState | None = None
+    _buffers: KeptBuffers = field(default_factory=KeptBuffers, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.max_norm >= 0:
+            raise ConfigurationError(f"max_norm={self.max_norm}: must be at least 0; 0 switches clipping off")
+        if self.max_bad_steps < 1:
+            raise ConfigurationError(f"max_bad_steps={self.max_bad_steps}: must be at least 1")
 
     def inspect(
         self,
@@ -84,83 +108,105 @@ class GradientGuard:
         agree: Agree = lambda flags: list(flags),
         groups: Mapping[str, str] | None = None,
         model: nn.Module | None = None,
+        *,
+        others: Iterable[torch.optim.Optimizer] = (),
+        likelihoods: bool = False,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> Verdict:
         """Let the step pass, clip its gradients, or drop them all.
 
         Args:
-            parameters: every parameter of the optimiser, by name.
+            parameters: every parameter of the optimiser, by any name. A sparse gradient is coalesced.
             losses: each utterance's loss in this step (this process's part), by term and trial id.
             agree: which of these flags are true in any process, so that all processes decide alike. Called exactly
                 once.
-            groups: the group of each parameter, for the norm's parts.
-            model: where `parameters` come from; gradients of others of its parameters are refused.
+            groups: the group of each parameter, for the norm's parts; a parameter may have none.
+            model: what is trained. Gradients of its parameters that no optimiser owns are refused and dropped, and its
+                buffers are kept from a bad step.
+            others: the other optimisers of `model`. What they own is theirs: neither looked at nor dropped.
+            likelihoods: the losses are -log p of whole targets (CTC, transducer), which are never exactly 0: if all
+                are, they were not computed. Other losses may be 0.
+            scaler: has un-scaled these gradients. What overflows while it still has a scale above 1 to lower is its
+                search: skipped (`fp16_overflow`), counted in `overflows`, and no bad step.
 
         Raises:
-            TrainingAborted: too many steps were skipped, or the weights are lost and nothing was kept.
+            TrainingAborted: too many steps were skipped, or the weights or buffers are lost and nothing was kept.
         """
-        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        strays = _unowned(parameters, model)
-        norm, group_norms, norm_tensor = _norms(gradients, groups or {})
+        gradients = {name: entries(p) for name, p in parameters.items() if p.grad is not None}
+        strays = unowned(parameters, model, others)
+        norm, group_norms, norm_tensor = norms_of(gradients, groups or {})
         limit = self._limit()
-        if reason := self._reason(norm, gradients, losses, strays, agree):
+        if reason := self._reason(norm, gradients, losses, likelihoods, strays, agree, scaler):
             summaries = {name: GradientSummary.of(g) for name, g in gradients.items()}
-            for name, stray in strays.items():
-                assert stray.grad is not None
-                summaries[name] = GradientSummary.of(stray.grad)
+            summaries |= {name: GradientSummary.of(entries(stray)) for name, stray in strays.items()}
             for parameter in (*parameters.values(), *strays.values()):
                 parameter.grad = None  # nobody else would ever drop the strays'
             cause, guilty = reason
-            return self._skip(Verdict(norm, "skip", cause, guilty, group_norms, limit, summaries), parameters)
+            verdict = Verdict(norm, "skip", cause, guilty, group_norms, limit, summaries, self._mended(model))
+            return self._skip(verdict, parameters)
         self._passed(norm)
+        mended = tuple(self._buffers.after_good_step(model)) if model is not None else ()
         if norm <= limit:
-            return Verdict(norm, "step", None, "", group_norms, limit)
+            return Verdict(norm, "step", None, "", group_norms, limit, buffers=mended)
         nn.utils.clip_grads_with_norm_([p for p in parameters.values() if p.grad is not None], limit, norm_tensor)
-        return Verdict(norm, "clip", None, "", group_norms, limit)
+        return Verdict(norm, "clip", None, "", group_norms, limit, buffers=mended)
 
     def _reason(
         self,
         norm: float,
         gradients: Mapping[str, torch.Tensor],
         losses: Mapping[str, float],
+        likelihoods: bool,
         strays: Mapping[str, nn.Parameter],
         agree: Agree,
+        scaler: torch.amp.GradScaler | None,
     ) -> tuple[Cause, str] | None:
         """Why this step must not reach the weights, with the evidence; None for a step that may."""
         bad = [f"{name} ({value})" for name, value in losses.items() if not math.isfinite(value)]
-        bad_loss, some_loss, above_0, bad_gradient, stray, spike = agree(
-            [bool(bad), bool(losses), any(losses.values()), not math.isfinite(norm), bool(strays), self._is_spike(norm)]
+        zero_is_bad, above_0 = likelihoods and bool(losses), any(losses.values())
+        bad_gradient, is_spike = not math.isfinite(norm), self._is_spike(norm)
+        bad_loss, zero_is_bad, above_0, bad_gradient, stray, spike = agree(
+            [bool(bad), zero_is_bad, above_0, bad_gradient, bool(strays), is_spike]
         )
         if bad_loss:
             return "nonfinite_loss", _shortened(bad)
-        if some_loss and not above_0:
+        if zero_is_bad and not above_0:
             # A probability of exactly 1 is no achievement but a loss that was never computed, or replaced by a number.
             return "zero_loss", f"{len(losses)} losses, all 0"
         if bad_gradient:
             guilty = [name for name, g in gradients.items() if not bool(g.isfinite().all())]
             overflow = not guilty and not math.isfinite(norm)
-            return (
-                "nonfinite_gradient",
-                f"the norm overflows; largest: {_largest(gradients)}" if overflow else _shortened(guilty),
-            )
+            what = f"the norm overflows; largest: {largest(gradients)}" if overflow else _shortened(guilty)
+            if scaler is not None and scaler.is_enabled() and scaler.get_scale() > LEAST_SCALE:
+                return "fp16_overflow", f"{what}, under a loss scale of {scaler.get_scale():g}"
+            return "nonfinite_gradient", what
         if stray:
             return "stale_optimizer", _shortened(list(strays))
         if spike:
             return "gradient_spike", f"norm {norm:.3g}, {norm / statistics.median(self.norms):.1f} times the median"
         return None
 
-    def keep(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Verdict | None:
-        """Copy weights and moments, to roll back to; where they are not finite, roll back instead and say so.
+    def keep(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module | None = None,
+    ) -> Verdict | None:
+        """Copy weights, moments and `model`'s buffers; what is not finite is rolled back instead, and told.
 
         Raises:
-            TrainingAborted: the weights are lost and nothing was kept.
+            TrainingAborted: the weights or moments are lost and nothing was kept.
         """
-        if bad := _nonfinite(parameters):
+        if bad := [*nonfinite(parameters), *nonfinite_moments(parameters, optimizer)]:
             self._count(Verdict(math.nan, "roll_back", "poisoned_weights", _shortened(bad)))
             self._roll_back(parameters)
-            return self.last_skip
-        self._copy = KeptState.of(parameters, optimizer)
-        self.roll_backs = 0
-        return None
+        else:
+            self._copy = KeptState.of(parameters, optimizer)
+            self.roll_backs = 0
+        mended = tuple(self._buffers.keep(model)) if model is not None else ()
+        if mended and not bad:
+            self._count(Verdict(math.nan, "roll_back", "poisoned_weights", _shortened(list(mended)), buffers=mended))
+        return self.last_skip if bad or mended else None
 
     @property
     def can_roll_back(self) -> bool:
@@ -171,6 +217,7 @@ class GradientGuard:
         """What a resumed run has to know, as JSON values."""
         return {
             "skipped": dict(self.skipped),
+            "overflows": self.overflows,
             "in_a_row": self.in_a_row,
             "norms": self.norms,
             "recent": [int(bad) for bad in self.recent],
@@ -179,6 +226,7 @@ class GradientGuard:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
         self.skipped = Counter(state["skipped"])
+        self.overflows = state.get("overflows", 0)  # not in states of before it was counted
         self.in_a_row = state["in_a_row"]
         self.norms = list(state["norms"])
         self.recent = [bool(bad) for bad in state["recent"]]
@@ -200,14 +248,28 @@ class GradientGuard:
         self.recent = [*self.recent[1 - WINDOW :], False]
 
     def _skip(self, verdict: Verdict, parameters: Mapping[str, nn.Parameter]) -> Verdict:
-        if bad := _nonfinite(parameters):  # a loss that is NaN with every batch: this one is innocent
+        if bad := nonfinite(parameters):  # a loss that is NaN with every batch: this one is innocent
             verdict = replace(verdict, action="roll_back", cause="poisoned_weights", evidence=_shortened(bad))
+        elif verdict.cause == "fp16_overflow":
+            self.overflows += 1
+            return verdict
         self._count(verdict)
         if verdict.action == "roll_back":
             self._roll_back(parameters)
         self._abort_if_hopeless()
         assert self.last_skip is not None
         return self.last_skip
+
+    def _mended(self, model: nn.Module | None) -> tuple[str, ...]:
+        """The buffers that a bad step has left non-finite, put back."""
+        if model is None:
+            return ()
+        if lost := self._buffers.without_copy(model):
+            raise TrainingAborted(
+                f"poisoned_weights: {_shortened(lost)}: the buffers hold NaN after the first step seen and nothing "
+                "was kept to roll back to; call keep(parameters, optimizer, model) before the first step"
+            )
+        return tuple(self._buffers.after_bad_step(model))
 
     def _count(self, verdict: Verdict) -> None:
         assert verdict.cause is not None
@@ -220,59 +282,24 @@ class GradientGuard:
         assert self.last_skip is not None
         if self._copy is None or not self.can_roll_back:
             why = "nothing was kept to roll back to" if self._copy is None else f"again after {self.roll_backs} returns"
-            raise TrainingAborted(f"poisoned_weights: {self.last_skip.evidence}: the weights are not finite; {why}")
+            raise TrainingAborted(f"poisoned_weights: {self.last_skip.evidence}: not finite; {why}")
         self.roll_backs += 1
         self.last_skip = replace(self.last_skip, lost=KeptState.of(parameters, self._copy.optimizer))
         self._copy.put_back(parameters)
 
     def _abort_if_hopeless(self) -> None:
         assert self.last_skip is not None
-        share = sum(self.recent) / len(self.recent)
+        most = self.config.max_bad_share * WINDOW
         if self.in_a_row >= self.max_bad_steps:
             how_many = f"in {self.in_a_row} steps in a row"
-        elif len(self.recent) == WINDOW and share > self.config.max_bad_share:
-            how_many = f"in {share:.0%} of the last {WINDOW} steps"
+        elif sum(self.recent) > most:  # whatever the rest of the window brings
+            how_many = f"in {sum(self.recent)} of the last {len(self.recent)} steps (allowed: {most:g} of {WINDOW})"
         else:
             return
         raise TrainingAborted(
             f"{self.last_skip.cause} {how_many} (last: {self.last_skip.evidence}); the weights are those of the last "
             "good step"
         )
-
-
-def _norms(
-    gradients: Mapping[str, torch.Tensor], groups: Mapping[str, str]
-) -> tuple[float, dict[str, float], torch.Tensor]:
-    """The global norm, as a number and a tensor, and its parts by group; one transfer from the device."""
-    if not gradients:
-        return 0.0, {}, torch.zeros(())
-    device = next(iter(gradients.values())).device
-    each = torch.stack([norm.to(device) for norm in torch._foreach_norm(list(gradients.values()))])
-    total = torch.linalg.vector_norm(each)
-    squares: dict[str, float] = {}
-    for name, norm in zip(gradients, each.tolist() if groups else [], strict=bool(groups)):
-        squares[groups[name]] = squares.get(groups[name], 0.0) + norm * norm
-    return float(total), {group: math.sqrt(square) for group, square in squares.items()}, total
-
-
-def owned_by(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Those of `named` that `optimizer` steps."""
-    members = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return {name: p for name, p in named.items() if id(p) in members}
-
-
-def _unowned(parameters: Mapping[str, nn.Parameter], model: nn.Module | None) -> dict[str, nn.Parameter]:
-    if model is None:
-        return {}
-    return {name: p for name, p in model.named_parameters() if p.grad is not None and name not in parameters}
-
-
-def _nonfinite(parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    return [name for name, p in parameters.items() if not bool(p.detach().isfinite().all())]
-
-
-def _largest(gradients: Mapping[str, torch.Tensor]) -> str:
-    return max(gradients, key=lambda name: float(gradients[name].abs().max()))
 
 
 def _shortened(names: list[str]) -> str:

@@ -11,6 +11,7 @@ import lightning
 import torch
 
 from sottovoce.core.errors import ConfigurationError
+from sottovoce.training.gradients import HALVES
 from sottovoce.training.guard import GradientGuard, owned_by
 from sottovoce.training.processes import true_anywhere
 from sottovoce.training.verdict import GuardConfig, Verdict
@@ -25,7 +26,8 @@ class GuardCallback(lightning.Callback):
     returned. All processes decide alike. A skipped step is logged (`logging`, name of this module) and counted in
     `guard.skipped`. Leave `Trainer(gradient_clip_val=…)` unset and give `max_norm` here.
 
-    With half precision and a loss scale, steps that the scale skips count as bad ones.
+    With half precision and a loss scale, steps that the scale skips while it is sought are counted apart
+    (`guard.overflows`). The module's buffers (batch norm) are kept from bad steps too.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class GuardCallback(lightning.Callback):
     def on_before_backward(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: torch.Tensor
     ) -> None:
-        """Remember the loss of this micro-batch."""
-        self._losses.append(loss.detach())
+        """Remember the loss of this micro-batch, unless it is in half precision and a loss scale may have ended it."""
+        if self._scaler(trainer) is None or loss.dtype not in HALVES:
+            self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
@@ -78,7 +81,7 @@ class GuardCallback(lightning.Callback):
         def agree(here: Sequence[bool]) -> list[bool]:
             return true_anywhere(trainer, here, pl_module.device)
 
-        self.verdict = self.guard.inspect(owned, losses, agree, model=pl_module)
+        self.verdict = self.guard.inspect(owned, losses, agree, model=pl_module, scaler=self._scaler(trainer))
         if self.verdict.skipped:
             LOGGER.warning(
                 "step %d %s: %s (%s)",
@@ -108,9 +111,13 @@ class GuardCallback(lightning.Callback):
         """Continue from such a state."""
         self.guard.restore(state_dict)
 
+    def _scaler(self, trainer: lightning.Trainer) -> torch.amp.GradScaler | None:
+        """The loss scale of mixed precision, where the trainer has one."""
+        return getattr(trainer.precision_plugin, "scaler", None)
+
     def _keep(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         optimizer = trainer.optimizers[0]
         self._kept_at = trainer.global_step
-        lost = self.guard.keep(owned_by(optimizer, dict(pl_module.named_parameters())), optimizer)
+        lost = self.guard.keep(owned_by(optimizer, dict(pl_module.named_parameters())), optimizer, pl_module)
         if lost is not None:
             LOGGER.warning("step %d rolled back: %s (%s)", trainer.global_step, lost.cause, lost.evidence)

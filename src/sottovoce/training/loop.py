@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, cast
+from types import FrameType, TracebackType
+from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -22,7 +23,7 @@ from sottovoce.core.checkpoints import (
     write_checkpoint,
 )
 from sottovoce.core.configuration import plain
-from sottovoce.core.errors import CheckpointError, TrainingAborted
+from sottovoce.core.errors import CheckpointError, SottovoceError, TrainingAborted, in_one_line
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
@@ -43,6 +44,11 @@ from sottovoce.training.state import module_state, restore_state
 from sottovoce.training.tracking import Tracker
 from sottovoce.training.validation import Validation, ranked
 from sottovoce.training.watch import NoWatch, StepView, Watch
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    """What the run in `run_dir` is continued from, where it has been written."""
+    return run_dir / "checkpoints" / "last"
 
 
 class RunLoop:
@@ -89,7 +95,7 @@ class RunLoop:
     @property
     def last_checkpoint(self) -> Path:
         """What a resumed run continues from."""
-        return self.run_dir / "checkpoints" / "last"
+        return last_checkpoint(self.run_dir)
 
     def restore(self) -> None:
         """Take the state of the last checkpoint; the optimiser's follows once it exists."""
@@ -114,7 +120,7 @@ class RunLoop:
         if self.module.global_rank == 0:
             self._open_records()
         self._tell(self.watch.begin(self.run_dir, self.module, self._optimizer))
-        self.module.guard.keep(self.module.named, self._optimizer)
+        self.module.guard.keep(self.module.named, self._optimizer, self.module.model)
 
     def _open_records(self) -> None:
         """The main process's records, and what the person who started the run should know."""
@@ -204,8 +210,9 @@ class RunLoop:
         assert verdict is not None
         step = module.progress.step + 1  # the one that was not finished
         self._bad_step(step, verdict)
-        view = StepView(step, verdict, {}, module.losses, module, self._optimizer, self._stage_name)
-        self._tell(self.watch.after_step(view))
+        if module.activity is not None:  # otherwise no step had begun that anybody could look at
+            view = StepView(step, verdict, {}, module.losses, module, self._optimizer, self._stage_name)
+            self._tell(self.watch.after_step(view))
         if verdict.action == "skip" or guard.can_roll_back:
             self._save("last")
         self._event("run_aborted", code="too_many_bad_steps", message=str(reason))
@@ -223,6 +230,20 @@ class RunLoop:
                 code, step = details.pop("code"), details.pop("step")
                 self._recorder.event(self.module.progress.step if step is None else step, code, **details)
                 self._recorder.say(str(finding))
+
+    def __enter__(self) -> Self:
+        """Around the training of this process."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Record the error that ends the run, if one does, and close the records."""
+        if isinstance(error, Exception) and not isinstance(error, TrainingAborted):
+            code = error.code if isinstance(error, SottovoceError) else None
+            with contextlib.suppress(CheckpointError):  # a full disk may be what has ended it
+                self._event("run_failed", **({"code": code} if code else {}), message=in_one_line(error))
+        self.close()
 
     def close(self) -> None:
         """After the last step, or when the run ends early."""
@@ -284,8 +305,9 @@ class RunLoop:
         return ranked(values, self._selection_metric) if self._recorder is not None else (0.0, 0.0)
 
     def _save(self, name: str, values: dict[str, float] | None = None) -> None:
-        if name == "last" and (lost := self.module.guard.keep(self.module.named, self._optimizer)):
-            self._bad_step(self.module.progress.step, lost)
+        guard, module = self.module.guard, self.module
+        if name == "last" and (lost := guard.keep(module.named, self._optimizer, module.model)):
+            self._bad_step(module.progress.step, lost)
         if self._recorder is None:
             return
         parts, state = self.checkpoint(self._optimizer if name == "last" else None, values)

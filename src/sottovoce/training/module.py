@@ -267,10 +267,11 @@ class DecoderTraining(lightning.LightningModule):
             assert self.activity is not None
             check_owners(self.named, self.activity)
             self.owners_checked = True
-        several = len(self.activity.weights) > 1 if self.activity else False
+        weights = self.activity.weights if self.activity else {}
+        several, likelihoods = len(weights) > 1, any(name in weights for name in TOKEN_LOSSES)
         losses = {f"{trial} {name}" if several else trial: nats for (name, trial), nats in self.losses.items()}
         owned = owned_by(optimizer, self.named)
-        self._verdict = self.guard.inspect(owned, losses, self.agreed, self.groups, self.model)
+        self._verdict = self.guard.inspect(owned, losses, self.agreed, self.groups, self.model, likelihoods=likelihoods)
         self._metrics["train/gradient_norm"] = self._verdict.gradient_norm
         for group, norm in self._verdict.group_norms.items():
             self._metrics[f"gradient_norm/{group}"] = norm

@@ -22,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from sottovoce.core.checkpoints import has_checkpoint
+from sottovoce.core.checkpoints import has_checkpoint, read_tensors
 from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
 from sottovoce.data.collation import StepPart, StepParts, step_loader
@@ -33,7 +33,7 @@ from sottovoce.evaluation.vocabulary import write_vocabulary
 from sottovoce.training.composition import changed_for_resume
 from sottovoce.training.config import RunConfig
 from sottovoce.training.environment import describe_environment
-from sottovoce.training.loop import RunLoop
+from sottovoce.training.loop import RunLoop, last_checkpoint
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.watch import NoWatch, Watch
@@ -107,22 +107,45 @@ def resume(
 ) -> Path:
     """Continue a run from its last checkpoint, or from its first step if it was killed before there was one.
 
-    `watch` makes what looks on (`diagnosis.RunWatch`).
+    `watch` makes what looks on (`diagnosis.RunWatch`). It is given the run as it began, with fresh weights: what can be
+    wrong with those of the checkpoint has been looked at by then.
 
     Raises:
         CheckpointError: `run_dir` is not a run directory, or its checkpoint is damaged.
         ConfigurationError: an override that would make it another run.
+        TrainingAborted: the checkpoint's weights or moments are not finite. Nothing has been changed.
     """
     config = changed_for_resume(read_run_config(run_dir), overrides)
     prepared = prepare(config, known=read_left_out(run_dir))
     trainer = build_trainer(prepared.config)
+    last = last_checkpoint(run_dir)
+    if has_checkpoint(last):
+        _refuse_lost(run_dir)
+    loop = RunLoop(prepared, run_dir, watch(prepared))
+    if has_checkpoint(last):
+        loop.restore()
     if is_main_process():
         _write_config(run_dir, prepared.config)
-    loop = RunLoop(prepared, run_dir, watch(prepared))
-    if has_checkpoint(loop.last_checkpoint):
-        loop.restore()
     fit(prepared, loop, trainer)
     return run_dir
+
+
+def _refuse_lost(run_dir: Path) -> None:
+    """Raise where weights, buffers or moments of the last checkpoint are not finite."""
+    last = last_checkpoint(run_dir)
+    tensors = read_tensors(last, "model") | read_tensors(last, "optimizer")
+    lost = {name: int((~t.isfinite()).sum()) for name, t in tensors.items() if not bool(t.isfinite().all())}
+    if not lost:
+        return
+    named = ", ".join(f"{name} ({count} of {tensors[name].numel()} numbers)" for name, count in list(lost.items())[:3])
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    best = last.with_name("best")
+    other = f"; sottovoce evaluate {run_dir} uses {best}" if has_checkpoint(best) else ""
+    raise TrainingAborted(
+        f"poisoned_weights: not finite in {last}: {named}{more}; nothing was changed. The guard saves no such weights: "
+        f"the file was altered or damaged. Put an older copy of {last} in its place, or remove it to begin at step 0"
+        f"{other}"
+    )
 
 
 def is_main_process() -> bool:
@@ -151,14 +174,13 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # asked for with data.num_workers
-        try:
-            trainer.fit(module, train_dataloaders=_loader(prepared, module, trainer))
-        except TrainingAborted as error:
-            loop.aborted(error)
-            error.run_dir = loop.run_dir
-            raise
-        finally:
-            loop.close()
+        with loop:
+            try:
+                trainer.fit(module, train_dataloaders=_loader(prepared, module, trainer))
+            except TrainingAborted as error:
+                loop.aborted(error)
+                error.run_dir = loop.run_dir
+                raise
     if loop.stopped_by_user:
         where = f"stopped at step {module.progress.step}"
         raise TrainingAborted(f"{where}; continue with: sottovoce train resume={loop.run_dir}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,13 @@ from sottovoce.core.errors import ConfigurationError
 
 Action = Literal["step", "clip", "skip", "roll_back"]
 Cause = Literal[
-    "nonfinite_loss", "zero_loss", "nonfinite_gradient", "gradient_spike", "stale_optimizer", "poisoned_weights"
+    "nonfinite_loss",
+    "zero_loss",
+    "nonfinite_gradient",
+    "fp16_overflow",
+    "gradient_spike",
+    "stale_optimizer",
+    "poisoned_weights",
 ]
 
 
@@ -27,14 +33,14 @@ class GuardConfig:
     skip_above_median: float = 0.0
     """Skip a step whose norm exceeds this multiple of the running median; 0 switches it off."""
     max_bad_share: float = 0.2
-    """This share of skipped steps among the last 200 ends the run; 1 switches it off."""
+    """A larger share of skipped steps among 200 ends the run, as soon as it is certain; 1 switches it off."""
     num_capsules: int = 5
     """At most this many bad steps are kept as `capsules/STEP/`, each as large as a checkpoint; 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("clip_above_median", "skip_above_median"):
             value = getattr(self, name)
-            if value and value <= 1:
+            if value and not value > 1:
                 raise ConfigurationError(
                     f"training.guard.{name}={value}: must be above 1, or 0 to switch it off; half of all steps lie "
                     "above the median"
@@ -58,7 +64,9 @@ class GradientSummary:
 
     @classmethod
     def of(cls, gradient: torch.Tensor) -> GradientSummary:
-        """The summary of `gradient`; one transfer from the device."""
+        """The summary of `gradient`, zeros of an empty one; one transfer from the device."""
+        if not gradient.numel():
+            return cls(0.0, 0.0, 0.0)
         finite = gradient.isfinite()
         kept = torch.where(finite, gradient, 0).double()
         parts = torch.stack([torch.linalg.vector_norm(kept), kept.abs().max(), 1 - finite.double().mean()])
@@ -70,15 +78,17 @@ class KeptState:
     """Weights and moments of one moment, on the CPU."""
 
     weights: dict[str, torch.Tensor]
-    moments: dict[str, dict[str, torch.Tensor]]
+    moments: dict[str, dict[str, Any]]
+    """What the optimiser remembers of each parameter: tensors, and with some optimisers numbers and lists of them."""
     optimizer: torch.optim.Optimizer
 
     @classmethod
     def of(cls, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> KeptState:
         """A copy of what they are now."""
         weights = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+        cpu = torch.device("cpu")
         moments = {
-            name: {key: value.detach().cpu().clone() for key, value in optimizer.state.get(p, {}).items()}
+            name: {key: _copied(value, cpu) for key, value in optimizer.state.get(p, {}).items()}
             for name, p in parameters.items()
         }
         return cls(weights, moments, optimizer)
@@ -88,12 +98,29 @@ class KeptState:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(self.weights[name])
+                now = self.optimizer.state.pop(parameter, {})
                 if moments := self.moments[name]:
-                    state = self.optimizer.state[parameter]
-                    for key, value in moments.items():
-                        state[key].copy_(value)
-                else:
-                    self.optimizer.state.pop(parameter, None)
+                    self.optimizer.state[parameter] = {
+                        key: _put_into(now.get(key), value, parameter.device) for key, value in moments.items()
+                    }
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    """`value` with tensors of its own on `device`, in lists and dictionaries too."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(device, copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(part, device) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(part, device) for part in value)
+    return value
+
+
+def _put_into(now: Any, kept: Any, device: torch.device) -> Any:
+    """`kept`, in the tensor `now` where it fits: some optimisers keep step counts on the CPU, others on the GPU."""
+    if isinstance(now, torch.Tensor) and isinstance(kept, torch.Tensor) and now.shape == kept.shape:
+        return now.copy_(kept)
+    return _copied(kept, device)
 
 
 @dataclass(frozen=True)
@@ -113,6 +140,8 @@ class Verdict:
     """The norm that the step was clipped to, or would have been."""
     gradients: Mapping[str, GradientSummary] = field(default_factory=dict)
     """What the gradients of a skipped step looked like before they were dropped, by parameter."""
+    buffers: tuple[str, ...] = ()
+    """Buffers of the model that were not finite and were put back."""
     lost: KeptState | None = None
     """The weights and moments that a roll-back has undone."""
 

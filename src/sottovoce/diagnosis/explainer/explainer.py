@@ -16,6 +16,7 @@ from sottovoce.diagnosis.causes import cause, found
 from sottovoce.diagnosis.explainer import (
     rules_blank,
     rules_evaluation,
+    rules_failed,
     rules_guard,
     rules_learnt,
     rules_losses,
@@ -64,6 +65,7 @@ RULES: Final[tuple[Rule, ...]] = (
     rules_evaluation.trainer_and_evaluation_agree,
     rules_evaluation.references_are_texts,
     rules_evaluation.seen_sentences,
+    rules_failed.run_failed,
 )
 AMBIGUOUS: Final = 0.15
 """Rivals whose supports are this close cannot be told apart by the records; weaker ones are left out."""
