@@ -9,7 +9,9 @@ import pytest
 import soundfile
 
 from sottovoce.cli import check
-from sottovoce.core.errors import DataError
+from sottovoce.core.errors import ConfigurationError, DataError
+from sottovoce.training.composition import compose_config
+from sottovoce.training.preparation import NoUsableTrials, prepare
 from tests.data.builders import T15Trial, noise, write_sound_folder, write_t15_file, write_wav
 
 
@@ -111,3 +113,45 @@ def test_a_folder_with_an_unreadable_file_goes_on(tmp_path: Path, capsys: pytest
     assert "9 trials (t15), 2 errors, 0 warnings" in out
     assert "t15.2023.08.13/data_train.hdf5: unreadable_file: cannot be read as HDF5" in out
     assert "t15.2023.08.18/data_val.hdf5:trial_0000: non_finite_features: 1 non-finite values" in out
+
+
+def test_a_run_without_a_usable_trial_is_told_why(tiny_t15: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configured = ("recipe=demo", f"data.data_root={tiny_t15}")  # 128 channels are expected, there are 16
+    assert run(*configured) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "set preprocessor.num_channels=16" in lines[1] and "channel_mismatch" in lines[1]
+    assert lines[-1] == "no training trial can be used, so that the run itself was not looked at"
+    assert run(*configured, "--json") == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert {fault["fault"] for fault in printed["faults"]} == {"channel_mismatch"}
+    assert printed["findings"] == [] and printed["memory"] is None
+
+
+def test_a_run_whose_every_trial_is_left_out_by_the_model(tiny_t15: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    patches = ("model.patch.size=400", "model.patch.stride=400")
+    assert run("recipe=demo", f"data.data_root={tiny_t15}", "preprocessor.num_channels=16", *patches) == 1
+    assert "ctc_infeasible" in capsys.readouterr().out
+
+
+def test_training_says_why_no_trial_is_left(tiny_t15: Path) -> None:
+    with pytest.raises(
+        NoUsableTrials, match=r"no usable training trial \(30 × channel_mismatch\); error: .*trial_0000"
+    ):
+        prepare(compose_config(["recipe=demo", f"data.data_root={tiny_t15}", "data.on_fault=skip"]))
+
+
+def test_the_recipe_may_stand_anywhere(tiny_t15: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    placed = (f"data.data_root={tiny_t15}", "preprocessor.num_channels=16", "training.batch_size=4")
+    assert run(*placed, "recipe=demo") == 0
+    assert "memory: " in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match="recipe=NAME, NAME one of demo"):
+        run(*placed)
+
+
+def test_a_path_that_looks_like_an_override_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sound_folder(tmp_path / "recipe=demo")
+    monkeypatch.chdir(tmp_path)
+    assert run("recipe=demo") == 0
+    assert capsys.readouterr().out.startswith("recipe=demo: 12 trials (t15)")

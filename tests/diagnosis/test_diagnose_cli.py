@@ -72,7 +72,7 @@ def test_cause_evidence_and_fix_have_a_line_each(tmp_path: Path, capsys: pytest.
         "  override: training.optimizer.lr=0.01 seed=3",
         "  fix: smaller steps",
         "  to be sure: Go back.",
-        "  page: docs/failures/learning_rate_too_high.md",
+        "  more: sottovoce diagnose --explain learning_rate_too_high",
     ]
     assert main(["diagnose", str(path), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["findings"][0]["override"] == "training.optimizer.lr=0.01 seed=3"
@@ -119,3 +119,18 @@ def test_a_run_too_short_to_judge_is_not_called_healthy(tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     assert "healthy" not in said
     assert "it has not learnt yet, and had too few steps to say why. At step 120: PER 1.00" in said
+
+
+def test_a_page_comes_with_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", "--explain", "stale_optimizer"]) == 0
+    page = capsys.readouterr().out
+    assert page == (Path(__file__).parents[2] / "docs/failures/stale_optimizer.md").read_text(encoding="utf-8")
+    assert main(["diagnose", "--explain", "stale_optimizer", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"code": "stale_optimizer", "page": page}
+
+
+def test_an_unknown_code_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", "--explain", "stale_optimiser"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "there is no cause 'stale_optimiser'; the nearest are stale_optimizer" in printed.err

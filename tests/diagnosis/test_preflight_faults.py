@@ -20,7 +20,6 @@ from sottovoce.diagnosis.preflight import exit as preflight_exit
 from sottovoce.diagnosis.preflight import losses as preflight_losses
 from sottovoce.diagnosis.preflight import optimizer as preflight_optimizer
 from sottovoce.diagnosis.preflight import targets as preflight_targets
-from sottovoce.diagnosis.preflight.memory import MemoryEstimate
 from sottovoce.diagnosis.preflight.preflight import check_steps, check_weights, preflight
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.features.pipeline import FeaturePipeline
@@ -323,7 +322,7 @@ def test_the_first_speakers_audio_for_all(recordings: Prepare, monkeypatch: pyte
     assert only(preflight_data.check_speakers, prepared).code == "single_speaker_audio"
 
 
-# The end of a run, and memory.
+# The end of a run.
 
 
 def test_a_checkpoint_that_cannot_be_loaded(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,10 +338,3 @@ def test_a_checkpoint_that_cannot_be_loaded(demo: Prepare, monkeypatch: pytest.M
 def test_scoring_that_fails(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight_exit, "score", lambda *_, **__: {}["per"])
     assert "Decoding and scoring two trials fails: KeyError" in only(preflight_exit.check_exit, demo()).evidence
-
-
-def test_memory(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sottovoce.diagnosis.preflight.memory._available", lambda _: 1 << 10)
-    findings = preflight(demo())
-    assert codes(findings) == ["memory_short"]
-    assert "0.00 GiB" not in str(MemoryEstimate(3 << 30, 1 << 30, 1 << 30)).split(" of ")[0]

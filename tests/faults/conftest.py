@@ -24,3 +24,27 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults") / "voices"
     write_recordings(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of `make demo`, with fewer trials a day."""
+    folder = tmp_path_factory.mktemp("faults") / "demo"
+    simulate_t15(folder, SimulationSettings(sessions=4, trials=40, val_trials=6, electrodes=64, snr=3.0, seed=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def twelve_trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One session of twelve trials."""
+    folder = tmp_path_factory.mktemp("faults") / "twelve"
+    simulate_t15(folder, SimulationSettings(sessions=1, trials=12, val_trials=4, electrodes=8, snr=4.0, seed=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def spoken_digits(shared_data: Path) -> Path:
+    """Real recordings (FSDD), where the machine has them."""
+    if not (folder := shared_data / "fsdd").exists():
+        pytest.skip(f"{folder} is not on this machine")
+    return folder

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sottovoce.core.checkpoints import read_state, read_tensors, write_checkpoint
 from sottovoce.evaluation.loaded_run import LoadedRun
 from sottovoce.models.compose import DecoderModel
 from sottovoce.training import terms
@@ -63,21 +64,14 @@ def layer_that_nothing_uses(scene: Scene) -> None:
 
 
 def resumed_without_the_optimizer(scene: Scene) -> None:
-    """The log of a run that went on from weights alone, at batch 0 again."""
+    """Stopped by a signal, and continued from a checkpoint of which somebody has kept the weights and the step."""
 
-    def rewrite(run_dir: Path) -> None:
-        metrics = run_dir / "metrics.jsonl"
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-        again = [
-            {**line, "value": line["value"] * 1.6}
-            for line in lines
-            if 121 <= line["step"] <= 160 and line["name"] == "train/loss"
-        ]
-        metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *again]))
-        events = run_dir / "events.jsonl"
-        events.write_text(events.read_text() + json.dumps({"step": 120, "event": "resumed"}) + "\n")
+    def strip(run_dir: Path) -> None:
+        last = run_dir / "checkpoints" / "last"
+        step, state = read_state(last)
+        write_checkpoint(last, step, {"model": read_tensors(last, "model"), "optimizer": {}}, state)
 
-    scene.finished.append(rewrite)
+    scene.interrupted.append(strip)
 
 
 def invented_log(scene: Scene) -> None:
@@ -135,7 +129,7 @@ EXHIBITS = (
     Exhibit("a layer that nothing uses", "I6", "unused_parameters", layer_that_nothing_uses),
     Exhibit("scoring fails at the end", "I7", "late_crash", scoring_fails_at_the_end),
     Exhibit("a log that is not output", "I8", "unprovenanced_log", invented_log,
-            slow=True),
+            doctored=True, slow=True),
     Exhibit("a slow reader", "-", "data_starvation", slow_reader, slow=True),
     Exhibit("steps become slow", "-", "throughput_drop", steps_become_slow, slow=True),
     Exhibit("one parameter dominates", "-", "dominating_parameter", one_parameter_dominates,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from sottovoce.core.errors import ConfigurationError, DataError, SottovoceError
+from sottovoce.core.errors import ConfigurationError, DataError, SottovoceError, TrainingAborted
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.explainer import explain
 from sottovoce.diagnosis.preflight import preflight
@@ -25,11 +26,11 @@ from sottovoce.training.composition import compose_config
 from sottovoce.training.guard import Verdict
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
-from sottovoce.training.run import start
+from sottovoce.training.run import resume, start
 from sottovoce.training.watch import StepView
 
-Base = Literal["gru", "curriculum", "recordings"]
-"""Which healthy run is spoilt."""
+Base = Literal["gru", "curriculum", "recordings", "shipped"]
+"""Which healthy run is spoilt; `shipped` is a recipe as it is, named among the overrides."""
 COMMON = (
     "data.num_workers=0",
     "training.num_threads=1",
@@ -73,7 +74,9 @@ RECORDINGS = (
     "training.validate_every_steps=30",
     "training.checkpoint_every_steps=30",
 )
-BASES: Mapping[Base, tuple[str, ...]] = {"gru": GRU, "curriculum": CURRICULUM, "recordings": RECORDINGS}
+INTERRUPTED_AT = 130
+"""Step at which a run is stopped by a signal, where an exhibit asks for it."""
+BASES: Mapping[Base, tuple[str, ...]] = {"gru": GRU, "curriculum": CURRICULUM, "recordings": RECORDINGS, "shipped": ()}
 
 
 @dataclass
@@ -92,6 +95,10 @@ class Scene:
     before_update: list[Callable[[DecoderTraining], None]] = field(default_factory=list)
     """In every step, between the guard and the optimiser."""
     after_step: list[Callable[[StepView], None]] = field(default_factory=list)
+    interrupted: list[Callable[[Path], None]] = field(default_factory=list)
+    """On the run's directory, once it was stopped at `INTERRUPTED_AT`; it is continued afterwards."""
+    trained: list[Callable[[], None]] = field(default_factory=list)
+    """After the last step, before the evaluation."""
     finished: list[Callable[[Path], None]] = field(default_factory=list)
     """On the run's directory, once it has been evaluated."""
 
@@ -109,6 +116,8 @@ class Exhibit:
     overrides: tuple[str, ...] = ()
     ambiguous_with: tuple[str, ...] = ()
     """Causes that the evidence cannot be told from; then one of them may come first, if the finding says so."""
+    doctored: bool = False
+    """Not a fault in a run, but the record of a healthy run changed afterwards: the table counts it apart."""
     missed: str = ""
     """Why another cause is named, where that is so."""
     slow: bool = False
@@ -133,6 +142,8 @@ class _SpoiltWatch(RunWatch):
     def after_step(self, view: StepView) -> Iterable[Finding]:
         for spoil in self.scene.after_step:
             spoil(view)
+        if self.scene.interrupted and view.step == INTERRUPTED_AT:
+            signal.raise_signal(signal.SIGTERM)
         return super().after_step(view)
 
 
@@ -149,11 +160,11 @@ def findings_of(exhibit: Exhibit, scene: Scene) -> list[Finding]:
     before = preflight(prepared)
     if any(finding.severity == "error" for finding in before):
         return ranked(before)
-    watch = _SpoiltWatch(prepared, before)
-    watch.scene = scene
     run_dir = scene.folder / "exhibit"
     try:
-        start(prepared, watch)
+        _train(scene, prepared, before)
+        for spoil_evaluation in scene.trained:
+            spoil_evaluation()
         evaluate_run(load_run(run_dir), "val")
     except SottovoceError as stopped:
         (scene.folder / "stopped").write_text(str(stopped), encoding="utf-8")
@@ -162,6 +173,27 @@ def findings_of(exhibit: Exhibit, scene: Scene) -> list[Finding]:
     for end in scene.finished:
         end(run_dir)
     return explain(run_dir)
+
+
+def _train(scene: Scene, prepared: Prepared, before: Iterable[Finding]) -> None:
+    """The run under a watch that is spoilt; stopped, and continued as `train resume=` does, where the scene says so."""
+
+    def watch(prepared: Prepared) -> _SpoiltWatch:
+        spoilt = _SpoiltWatch(prepared, () if continued else before)
+        spoilt.scene = scene
+        return spoilt
+
+    continued = False
+    if not scene.interrupted:
+        start(prepared, watch(prepared))
+        return
+    with pytest.raises(TrainingAborted, match=f"stopped at step {INTERRUPTED_AT}"):
+        start(prepared, watch(prepared))
+    continued, run_dir = True, scene.folder / "exhibit"
+    for spoil in scene.interrupted:
+        spoil(run_dir)
+    scene.interrupted.clear()
+    resume(run_dir, (), watch)
 
 
 def _refusal(error: SottovoceError) -> Finding:
@@ -183,7 +215,8 @@ def at(step: int, action: Callable[[DecoderTraining], Any]) -> Callable[[StepVie
 def record(exhibit: Exhibit, findings: Iterable[Finding]) -> None:
     """One line for the table of results, where `make museum` asks for it."""
     if file := os.environ.get("MUSEUM_RECORD"):
-        found = [finding.code for finding in findings]
-        line = {"row": exhibit.row, "name": exhibit.name, "code": exhibit.code, "found": found}
+        found = [[finding.code, finding.severity] for finding in findings]
+        of_exhibit = {"row": exhibit.row, "name": exhibit.name, "code": exhibit.code, "doctored": exhibit.doctored}
+        line = of_exhibit | {"found": found}
         with Path(file).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")

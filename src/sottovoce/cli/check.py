@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Final
 
 from sottovoce.cli.progress import progress_bar
 from sottovoce.core.errors import ConfigurationError
@@ -24,7 +26,10 @@ from sottovoce.diagnosis.preflight import preflight
 from sottovoce.diagnosis.preflight.memory import memory_of
 from sottovoce.features.config import LogMelConfig
 from sottovoce.training.composition import compose_config
-from sottovoce.training.preparation import check_data, prepare
+from sottovoce.training.preparation import NoUsableTrials, Prepared, check_data, prepare
+
+_OVERRIDE: Final = re.compile(r"[+~]*[a-z_][\w./]*=")
+"""How `key=value` begins; a file or folder of such a name is a path all the same."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -56,10 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         DataError: there is no data set to read.
     """
-    if arguments.target[0].startswith("recipe="):
+    if any(_OVERRIDE.match(target) and not Path(target).exists() for target in arguments.target):
         return _check_run(arguments.target, arguments.json)
     if len(arguments.target) > 1:
-        raise ConfigurationError(f"{arguments.target[1]!r}: check takes one path, or recipe=NAME and overrides")
+        raise ConfigurationError(f"{arguments.target[1]!r}: check takes one path, or recipe=NAME and key=value …")
     arguments.path = Path(arguments.target[0])
     letters = detect_layout(arguments.path) == "recordings" and arguments.lexicon is None
     table = symbol_table(arguments.symbols or (LETTERS if letters else PHONEMES).name)
@@ -96,11 +101,18 @@ def _check_run(overrides: Sequence[str], as_json: bool) -> int:
     with progress_bar("reading trials", quiet=as_json) as report_progress:
         report = check_data(config, report_progress)
     config = replace(config, data=replace(config.data, on_fault="skip"))  # what is left can still be looked at
-    prepared = prepare(config, known=unusable_trials(report))
-    faults = (*report.faults, *(f for f in prepared.skipped if f not in report.faults))
-    findings = preflight(prepared)
-    sound = all(finding.severity != "error" for finding in findings)
-    memory = memory_of(prepared) if sound else None
+    prepared: Prepared | None = None
+    try:
+        prepared = prepare(config, known=unusable_trials(report))
+        skipped = prepared.skipped
+    except NoUsableTrials as nothing_left:
+        if not nothing_left.faults:
+            raise
+        skipped = nothing_left.faults
+    faults = (*report.faults, *(f for f in skipped if f not in report.faults))
+    findings = preflight(prepared) if prepared else []
+    sound = all(finding.severity != "error" or finding.code == "memory_short" for finding in findings)
+    memory = memory_of(prepared) if prepared and sound else None
     if as_json:
         of_both = {"faults": [f.as_dict() for f in faults], "findings": [f.as_dict() for f in findings]}
         print(json.dumps({"trials": report.trials, **of_both, "memory": asdict(memory) if memory else None}))
@@ -110,8 +122,10 @@ def _check_run(overrides: Sequence[str], as_json: bool) -> int:
             print(line)
         if memory is not None:
             print(f"memory: {memory}")
+        if prepared is None:
+            print("no training trial can be used, so that the run itself was not looked at")
     severities = [*(fault.severity for fault in faults), *(finding.severity for finding in findings)]
-    return int("error" in severities)
+    return int("error" in severities or prepared is None)
 
 
 def _summary(path: Path, report: CheckReport) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -13,18 +14,21 @@ from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, is_capsule
 from sottovoce.diagnosis.capsules.reading import read_capsule
 from sottovoce.diagnosis.capsules.replay import Replayed, as_told, replay, summary
+from sottovoce.diagnosis.causes import causes
 from sottovoce.diagnosis.explainer.explainer import explain_record
 from sottovoce.diagnosis.explainer.reading import read_run
 from sottovoce.diagnosis.explainer.rules_failed import failure_of
 from sottovoce.diagnosis.explainer.rules_learnt import how_it_stands, knows_nothing
 from sottovoce.diagnosis.explainer.run_record import RunRecord
+from sottovoce.diagnosis.pages import pages
 
 DESCRIPTION = """What went wrong in a run, or in one bad step of it, and why: the cause, the evidence, the fix.
   sottovoce diagnose runs/t15_gru-001
   sottovoce diagnose runs/t15_gru-001/capsules/42 --replay
 --replay computes the bad step again and says which loss term, which trial, which module and which number format it
-takes; with a run, for each of its capsules, and names those that are damaged. Exit 0: healthy; 1: there are errors or
-warnings; 2: neither run nor capsule, damaged, or nothing recorded yet."""
+takes; with a run, for each of its capsules, and names those that are damaged. --explain prints the page of a code that
+a finding has named. Exit 0: healthy; 1: there are errors or warnings; 2: neither run nor capsule, damaged, nothing
+recorded yet, or no such code."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,7 +39,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, metavar="RUN|CAPSULE", help="a run's directory, or one of its capsules/STEP")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "path", type=Path, nargs="?", metavar="RUN|CAPSULE", help="a run's directory, or one of its capsules/STEP"
+    )
+    target.add_argument("--explain", metavar="CODE", help="print the page of this cause, and nothing else")
     parser.add_argument("--replay", action="store_true", help="compute bad steps again and take them apart")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     parser.set_defaults(run=run)
@@ -46,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         CheckpointError: the path is neither a run nor a capsule, cannot be read, or has recorded nothing yet.
+        ConfigurationError: a code to explain that the catalogue does not have.
     """
+    if arguments.explain is not None:
+        return _explain(arguments.explain, arguments.json)
     path: Path = arguments.path
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
@@ -95,6 +106,17 @@ def _replay_all(run_dir: Path) -> tuple[list[Replayed], list[str]]:
         except (CheckpointError, ConfigurationError) as error:
             damaged.append(" ".join(str(error).split()))
     return replays, damaged
+
+
+def _explain(code: str, as_json: bool) -> int:
+    if code not in causes():
+        near = difflib.get_close_matches(code, causes(), 3, 0.4)
+        raise ConfigurationError(
+            f"there is no cause {code!r}; " + (f"the nearest are {', '.join(near)}" if near else "no name is like it")
+        )
+    page = pages()[f"{code}.md"]
+    print(json.dumps({"code": code, "page": page}) if as_json else page, end="\n" if as_json else "")
+    return 0
 
 
 def _as_json(path: Path, kind: str, healthy: bool, findings: list[Finding], replays: list[Replayed]) -> dict[str, Any]:

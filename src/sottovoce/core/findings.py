@@ -43,8 +43,13 @@ class Finding:
 
     @property
     def page(self) -> str:
-        """The page that explains it."""
+        """The page that explains it, in a checkout."""
         return f"{FAILURES}/{self.code}.md"
+
+    @property
+    def more(self) -> str:
+        """The command that prints this page, wherever the package is installed."""
+        return f"sottovoce diagnose --explain {self.code}"
 
     @property
     def override(self) -> str:
@@ -70,11 +75,12 @@ class Finding:
             "override": self.override,
             "fix": self.advice,
             "to be sure": self.tell_apart,
-            "page": self.page,
+            "more": self.more,
         }
         head = f"{self.severity}{when}: {self.code}: {self.explanation}"
         return "\n".join([head, *(f"  {name}: {words}" for name, words in rows.items() if words)])
 
     def __str__(self) -> str:
         when = "" if self.step is None else f" at step {self.step}"
-        return f"{self.severity}{when}: {self.code}: {self.evidence} {self.explanation} Fix: {self.fix} ({self.page})"
+        head = f"{self.severity}{when}: {self.code}: {self.evidence} {self.explanation}"
+        return f"{head} Fix: {self.fix} (more: {self.more})"

@@ -135,7 +135,8 @@ def _index(catalogue: dict[str, Cause]) -> str:
         "",
         _wrapped(
             "One page a code: the causes, symptoms and faults that sottovoce names before, during and after training. "
-            "A finding's message ends with the page to read. The pages are made from "
+            "A finding's message ends with the command that prints its page, `sottovoce diagnose --explain CODE`. The "
+            "pages are made from "
             "`src/sottovoce/diagnosis/catalogue/` by `make pages`; edit them there."
         ),
         "",

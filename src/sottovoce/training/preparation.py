@@ -29,6 +29,21 @@ from sottovoce.training.mode_targets import ModeTargets, find_mode_targets
 from sottovoce.training.stages import Curriculum, planned
 
 
+class NoUsableTrials(DataError):
+    """Nothing is left to train on."""
+
+    def __init__(self, data_root: str, faults: Sequence[Fault]) -> None:
+        """`faults`: why each trial or file was left out; none of a data set that has no training trial at all."""
+        why = ""
+        errors = [fault for fault in faults if fault.severity == "error"] or list(faults)
+        if errors:
+            counts = Counter(fault.fault for fault in errors).most_common()
+            often = next(fault for fault in errors if fault.fault == counts[0][0])
+            why = f" ({', '.join(f'{count} × {code}' for code, count in counts)}); {often}"
+        super().__init__(f"{data_root} has no {'usable ' if why else ''}training trial{why}")
+        self.faults = tuple(faults)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Everything a run is made of before its first step."""
@@ -60,7 +75,7 @@ def prepare(
     leaves out. `progress` is called with the trials read and their number.
 
     Raises:
-        DataError: no training trials, or one that cannot be used.
+        DataError: a trial that cannot be used (`NoUsableTrials`: none that can).
         ConfigurationError: settings that contradict the data.
     """
     if config.training.num_threads is not None:
@@ -89,10 +104,10 @@ def prepare(
         _raise_first(list(infeasible.values()))
     left_out = {**known, **infeasible}
     train_indices, val_indices = trial_set.indices("train", left_out), trial_set.indices("val", left_out)
-    if not train_indices:
-        raise DataError(f"{config.data.data_root} has no usable training trial; run sottovoce check on it")
-    vocabulary = find_vocabulary(config.data, table, (trial_set.trials[i] for i in train_indices))
     skipped = (*trial_set.skipped, *left_out.values())
+    if not train_indices:
+        raise NoUsableTrials(config.data.data_root, skipped)
+    vocabulary = find_vocabulary(config.data, table, (trial_set.trials[i] for i in train_indices))
     curriculum = curriculum_of(config, model, len(train_indices))
     learns_modes = any(stage.config.loss_weights.mode for stage in curriculum.stages)
     return Prepared(

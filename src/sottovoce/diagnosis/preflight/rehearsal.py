@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sottovoce.core.trial import Batch
 from sottovoce.diagnosis.preflight.subject import Moment, Subject
 from sottovoce.models.compose import component_of
 
@@ -67,6 +68,16 @@ def rehearse(subject: Subject, moment: Moment) -> Rehearsal:
         moved_buffers=moved,
         saved_bytes=sum(kept.values()),
     )
+
+
+def saved_bytes(subject: Subject, moment: Moment, batch: Batch) -> int:
+    """What autograd keeps of one forward pass of `batch` as a step of `moment`, without the weights."""
+    subject.enter(moment)
+    kept: dict[int, int] = {}
+    with torch.autograd.graph.saved_tensors_hooks(_counting(subject.module.model, kept), lambda tensor: tensor):
+        kept_alive = subject.module.shares_of(subject.part(batch))
+    del kept_alive
+    return sum(kept.values())
 
 
 def _counting(model: torch.nn.Module, kept: dict[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
