@@ -406,9 +406,9 @@ def test_a_rate_that_gets_nowhere(module_and_plan: tuple[DecoderTraining, Plan])
     assert found.override == "training.optimizer.lr=0.002"
     assert "1.96 of the input-blind floor 100" in found.evidence
     assert "in all 300 steps by no more than 0.0%" in found.evidence
-    for loss, ratio, sensitivity in ((80.0, 1e-6, 0.0), (196.0, 5e-3, 0.0), (196.0, 1e-6, 0.9)):
+    for loss, ratio, sensitivity in ((80.0, 1e-6, 0.0), (196.0, 1.5e-3, 0.0), (196.0, 1e-6, 0.9)):
         seen = _reaching(module, loss, ratio, lambda s: 1.0, lr=1e-7, sensitivity=sensitivity)
-        assert _drive(Reach(plan), seen) == []  # it learns, it moves, or epsilon is what holds it back
+        assert _drive(Reach(plan), seen) == []  # it learns, steps are not small, or epsilon holds them back
 
 
 def test_a_run_killed_early_is_not_accused_of_a_low_rate(module_and_plan: tuple[DecoderTraining, Plan]) -> None:

@@ -15,6 +15,8 @@ from sottovoce.diagnosis.thresholds import AT_FLOOR, OFF_FLOOR
 NEARBY: Final = 0.5
 """Largest sampled ‖Δw‖/‖w‖ times the run's steps: below it the weights end near where they began, whatever the path.
 Healthy small runs have 4 and more (measured: 240 steps of up to 0.02)."""
+SMALL_STEP: Final = 1e-3
+"""And steps above it are no fault of the rate: the run is short."""
 USUAL_STEP: Final = 0.02
 """Largest ‖Δw‖/‖w‖ of a healthy small run's peak (row D3)."""
 HIGHEST_RATE: Final = 5e-3
@@ -77,7 +79,8 @@ class Reach:
         at = f"At step {seen.step} the CTC loss is {level}"
         due = max(warmup + window, min(self.plan.total_steps // 2, warmup + self.plan.patience))
         path = self.farthest * self.plan.total_steps
-        if seen.updates >= due and self.rate_decides and self.rate and path < NEARBY and recent > OFF_FLOOR * floor:
+        small = self.rate_decides and self.rate > 0 and self.farthest < SMALL_STEP and path < NEARBY
+        if seen.updates >= due and small and recent > OFF_FLOOR * floor:
             yield from self._once("learning_rate_too_low", f"{at}. {self._path(path)}", seen.step, self._faster())
         strong = self.decayed > FORGOTTEN and self.shrunk < SHRUNK
         if seen.updates > warmup + 2 * window and strong and recent > AT_FLOOR * floor:
