@@ -494,6 +494,20 @@ def test_worse_than_blind_at_its_best_is_no_overfitting(tmp_path: Path) -> None:
     assert codes(unknown) == ["overfitting"]
 
 
+@pytest.mark.parametrize(
+    ("then", "rise", "expected"), [(0.325, 0.02, ["overfitting"]), (0.325, 0.0, []), (0.31, 0.02, [])]
+)
+def test_a_slightly_worse_metric_counts_where_the_validation_loss_rises_too(
+    then: float, rise: float, expected: list[str], tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    curves(
+        val__per=lambda s: 0.3 if s == 200 else then + 0.004 * (s // 40 % 2),
+        val__loss=lambda s: 10 + rise * s,
+    )(run)
+    assert codes(run) == expected
+
+
 @pytest.mark.parametrize(("last", "expected"), [(40, []), (200, []), (280, ["not_learnt"])])
 def test_a_run_that_was_stopped_early_has_not_had_its_chance(last: int, expected: list[str], tmp_path: Path) -> None:
     run = with_floors(tmp_path, 103.0, 103.0, 0.99, steps=last)

@@ -25,6 +25,10 @@ MEDIAN_OF: Final = 20
 WORSE: Final = 1.1
 WORSE_BY: Final = 0.02
 """A metric is worse from a tenth and two points on; a smaller change is within the bootstrap's half-width."""
+SLIGHTLY_WORSE: Final = 1.05
+"""Half of that is enough where the validation loss rises too."""
+LOSS_RISES: Final = 1.2
+"""Last validation loss over the least."""
 LEARNT: Final = 0.75
 """Chance symbols reach error rates of about 0.8, and the blank plateau that follows is worse without any fault."""
 MOSTLY: Final = 0.95
@@ -171,12 +175,16 @@ def metric_turns(record: RunRecord) -> Iterator[Suspicion]:
         return  # it never was any good: nothing has turned
     if nats and nats.values[-1] < (nats.at(best_step) or 0.0):
         return  # more probable labels: what a decoder makes of them on the way to the blank plateau says little
-    if not all(sign * (v - best) > max(WORSE_BY, (WORSE - 1) * abs(best)) for v in after.values[-EVALUATIONS:]):
-        return
     before, since = loss.between(-1, best_step).values[-3:], loss.values[-3:]
     if not before:
         return
     trend = middle(since) / max(middle(before), 1e-12)
+    by = [sign * (value - best) for value in after.values[-EVALUATIONS:]]
+    worse = all(value > max(WORSE_BY, (WORSE - 1) * abs(best)) for value in by)
+    by_heart = bool(nats) and nats.values[-1] > LOSS_RISES * min(nats.values) and trend < 0.5
+    slightly = middle(by) > max(WORSE_BY, (SLIGHTLY_WORSE - 1) * abs(best))
+    if not worse and not (by_heart and slightly):
+        return
     rates = _rates(record)[1]
     peak = max(rates.values, default=0.0)
     rate = middle(rates.between(best_step, float("inf")).values or (0.0,)) / peak if peak else 0.0
