@@ -494,6 +494,15 @@ def test_worse_than_blind_at_its_best_is_no_overfitting(tmp_path: Path) -> None:
     assert codes(unknown) == ["overfitting"]
 
 
+@pytest.mark.parametrize(("falls", "expected"), [(0.03, []), (0.0, ["not_learnt"])])
+def test_a_loss_that_still_falls_below_the_floor_is_on_its_way(
+    falls: float, expected: list[str], tmp_path: Path
+) -> None:
+    run = with_floors(tmp_path, 92.0, 94.0, 0.93)
+    run.validation["val/loss"] = lambda s: 94.0 - falls * (s - 200)
+    assert codes(run) == expected
+
+
 @pytest.mark.parametrize(
     ("then", "rise", "expected"), [(0.325, 0.02, ["overfitting"]), (0.325, 0.0, []), (0.31, 0.02, [])]
 )

@@ -20,7 +20,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.collation import StepParts
 from sottovoce.diagnosis.explainer.reading import read_run
-from sottovoce.diagnosis.monitor import RunMonitor
+from sottovoce.diagnosis.monitor import RunMonitor, monitor
 from sottovoce.diagnosis.monitor.blank import Blanks
 from sottovoce.diagnosis.monitor.events import Draws, Events
 from sottovoce.diagnosis.monitor.input_blind_floor import input_blind_floor
@@ -544,8 +544,12 @@ def test_never_better_than_blind_is_no_overfitting(module_and_plan: tuple[Decode
     assert _validations(module, plan, worse, falls, [140, 80, 100, 110, 120], 1.0) == ["overfitting"]
 
 
-def test_the_floors_are_kept_for_the_explainer(tiny_t15: Path, tmp_path: Path) -> None:
+def test_the_floors_are_kept_for_the_explainer(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = _prepare(tiny_t15, tmp_path)
+    few = RunMonitor(prepared).plan
+    assert few.floor is not None
+    assert few.val_floor is None  # constants fitted to so few trials flatter
+    monkeypatch.setattr(monitor, "FEWEST_VALIDATION_TRIALS", len(prepared.val_indices))
     plan = RunMonitor(prepared).plan
     floors = read_run(start(prepared, RunWatch(prepared))).floors
     assert floors == {"train": plan.floor, "val": plan.val_floor}

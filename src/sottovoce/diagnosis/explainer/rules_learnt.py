@@ -21,13 +21,15 @@ BLIND: Final = 0.97
 and the slowest healthy small runs end at 0.953 after 240 steps."""
 NOTHING: Final = 0.9
 """A phoneme error rate from here on is none: the commonest symbols alone have about 0.8."""
+FALLS: Final = 0.98
+"""Last validation loss over the least of the first half, below which a run is on its way."""
 CHANCE: Final = 0.7
 """Below it something is decoded, however improbable the model finds the labels: that is another matter."""
 
 
 def has_learnt(record: RunRecord) -> Iterator[Suspicion]:
     """After enough steps: neither a loss below the floor nor an error rate below that of chance."""
-    if knows_nothing(record) and _had_time(record):
+    if knows_nothing(record) and _had_time(record) and not _on_its_way(record):
         yield suspect("not_learnt", f"{how_it_stands(record)}.", step=record.metric("val/loss").steps[-1], support=0.9)
 
 
@@ -40,6 +42,14 @@ def knows_nothing(record: RunRecord) -> bool:
     floor = record.floors.get("val")
     blind = floor is not None and loss >= BLIND * floor and (rate is None or rate >= CHANCE)
     return blind or (rate is not None and rate >= NOTHING)
+
+
+def _on_its_way(record: RunRecord) -> bool:
+    """Below the floor and still falling: more steps are what such a run lacks."""
+    losses, floor = record.metric("val/loss").values, record.floors.get("val")
+    if floor is None or len(losses) < 2:
+        return False
+    return losses[-1] < BLIND * floor and losses[-1] < FALLS * min(losses[: len(losses) // 2])
 
 
 def validation_is_like_training(record: RunRecord) -> Iterator[Suspicion]:
