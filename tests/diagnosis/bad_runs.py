@@ -21,6 +21,18 @@ from sottovoce.training.run import build_trainer, fit
 from tests.training.small_runs import overrides
 
 Injection = Callable[[Prepared, RunLoop], object]
+BATCH_STATISTICS = (
+    "recipe=mode_ssm_small",
+    "training.steps=null",
+    "model.gru=null",
+    "model.ssm={layers: 1, width: 16, state_size: 4, head_size: 8}",
+    "model.stem={width: 16, normalisation: batch}",
+    "model.transducer=null",
+    "model.speaking_mode=null",
+    "evaluation.decoder=greedy",
+    "training.stages=[{name: ctc_warmup, steps: 14, components: [preprocessor, encoder, ctc_decoder]}]",
+)
+"""One trial's numbers reach every trial of its batch."""
 
 
 def bad_run(data: Path, runs: Path, inject: Injection, *more: str, watch: RunWatch | None = None) -> Path:

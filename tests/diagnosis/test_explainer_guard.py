@@ -17,27 +17,14 @@ from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 from sottovoce.training.run import start
-from tests.diagnosis.bad_runs import spoilt_signal
+from tests.diagnosis.bad_runs import BATCH_STATISTICS, spoilt_signal
 from tests.diagnosis.run_directories import RunDirectory
 from tests.training.small_runs import overrides
 
 ALL_NAN = "a (nan), b (nan), c (nan) and 13 more"
 """Every trial of the batch of 16."""
 SOME_NAN = "t15.2023.08.11/train/trial_0003 (nan), t15.2023.08.13/train/trial_0003 (nan)"
-BATCH_STATISTICS = (
-    "recipe=mode_ssm_small",
-    "training.steps=null",
-    "model.gru=null",
-    "model.ssm={layers: 1, width: 16, state_size: 4, head_size: 8}",
-    "model.stem={width: 16, normalisation: batch}",
-    "model.transducer=null",
-    "model.speaking_mode=null",
-    "evaluation.decoder=greedy",
-    "training.stages=[{name: ctc_warmup, steps: 14, components: [preprocessor, encoder, ctc_decoder]}]",
-    "training.gradient_accumulation_steps=1",
-    "training.batch_size=8",
-)
-"""One trial's numbers reach every trial of its batch."""
+WHOLE_BATCHES = (*BATCH_STATISTICS, "training.gradient_accumulation_steps=1", "training.batch_size=8")
 
 
 def spoilt_run(data: Path, folder: Path, value: float, *more: str) -> tuple[Path, str]:
@@ -63,7 +50,7 @@ def codes(findings: list[Finding]) -> list[str]:
 def test_the_trial_whose_signal_spoils_the_batch_comes_first(
     value: float, code: str, told: str, tiny_t15: Path, tmp_path: Path
 ) -> None:
-    run_dir, trial = spoilt_run(tiny_t15, tmp_path, value, *BATCH_STATISTICS)
+    run_dir, trial = spoilt_run(tiny_t15, tmp_path, value, *WHOLE_BATCHES)
     findings = explain(run_dir)
     assert (findings[0].code, findings[0].severity) == (code, "error")
     assert findings[0].evidence.startswith(f"{trial}: {told}")
@@ -71,7 +58,7 @@ def test_the_trial_whose_signal_spoils_the_batch_comes_first(
 
 
 def test_a_damaged_capsule_hides_nothing_that_another_shows(tiny_t15: Path, tmp_path: Path) -> None:
-    run_dir, trial = spoilt_run(tiny_t15, tmp_path, 3e38, *BATCH_STATISTICS)
+    run_dir, trial = spoilt_run(tiny_t15, tmp_path, 3e38, *WHOLE_BATCHES)
     first, *others = sorted(capsules_of(run_dir))
     assert others
     (run_dir / FOLDER / str(first) / "process-0" / "checkpoint.json").write_text("{")

@@ -14,6 +14,7 @@ from sottovoce.training import terms
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared
 from tests.diagnosis.bad_runs import (
+    BATCH_STATISTICS,
     Injection,
     bad_run,
     first_capsule,
@@ -79,20 +80,6 @@ def test_a_number_out_of_scale(tiny_t15: Path, tmp_path: Path) -> None:
     assert f"{bad[0]}: its signal reaches 3e+38 at bin 5, channel 2; an ordinary trial" in finding.evidence
     assert finding.fix.startswith("Look at bin 5, channel 2 of that trial")
     assert found.isolation.trials == (bad[0],)
-
-
-BATCH_STATISTICS = (
-    "recipe=mode_ssm_small",
-    "training.steps=null",
-    "model.gru=null",
-    "model.ssm={layers: 1, width: 16, state_size: 4, head_size: 8}",
-    "model.stem={width: 16, normalisation: batch}",
-    "model.transducer=null",
-    "model.speaking_mode=null",
-    "evaluation.decoder=greedy",
-    "training.stages=[{name: ctc_warmup, steps: 14, components: [preprocessor, encoder, ctc_decoder]}]",
-)
-"""One trial's numbers reach every trial of its batch."""
 
 
 def drawn_twice(value: float) -> Injection:
