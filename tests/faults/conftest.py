@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sottovoce.data.simulate.settings import SimulationSettings
 from sottovoce.data.simulate.simulation import simulate_t15
+from tests.faults.scene import Scene
+from tests.faults.teachers import train_teachers
 from tests.faults.voices import write_recordings
+
+SceneOn = Callable[[Path], Scene]
+
+
+@pytest.fixture
+def scene_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, taught: Callable[[], tuple[Path, Path]]) -> SceneOn:
+    """A scene of this test on a data set."""
+    return lambda data: Scene(monkeypatch, data, tmp_path, taught)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +36,12 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults") / "voices"
     write_recordings(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def taught(neural: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[Path, Path]]:
+    """Trains two teachers at the first call (half a minute)."""
+    return functools.cache(lambda: train_teachers(neural, tmp_path_factory.mktemp("faults") / "teachers"))
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,10 @@ class Scene:
     """The data set, shared by all exhibits: copy it before changing a file."""
     folder: Path
     """Empty, of this exhibit."""
+    teachers: Callable[[], tuple[Path, Path]]
+    """Two trained runs of the base `gru`, made when they are first asked for: copy one before changing a file."""
+    overrides: list[str] = field(default_factory=list)
+    """Settings of this scene, after the exhibit's own."""
     prepared: list[Callable[[Prepared], Prepared]] = field(default_factory=list)
     """Before the preflight."""
     begin: list[Callable[[DecoderTraining, torch.optim.Optimizer], None]] = field(default_factory=list)
@@ -152,7 +156,8 @@ def findings_of(exhibit: Exhibit, scene: Scene) -> list[Finding]:
     exhibit.inject(scene)
     places = (f"data.data_root={scene.data}", f"runs_dir={scene.folder}")
     try:
-        prepared = prepare(compose_config([*BASES[exhibit.base], *COMMON, *places, *exhibit.overrides]))
+        settings = (*BASES[exhibit.base], *COMMON, *places, *exhibit.overrides, *scene.overrides)
+        prepared = prepare(compose_config(settings))
     except (DataError, ConfigurationError) as refused:
         return [_refusal(refused)]
     for spoil in scene.prepared:

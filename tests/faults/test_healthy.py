@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from sottovoce.core.findings import Finding
+from tests.faults.conftest import SceneOn
 from tests.faults.scene import Base, Exhibit, Scene, findings_of, record
+from tests.faults.teachers import ask
 
 RUNS: tuple[tuple[Base, tuple[str, ...]], ...] = (
     *(("gru", (f"seed={seed}",)) for seed in range(1, 7)),
@@ -71,21 +73,28 @@ SHIPPED = (
     ],
 )
 def test_a_healthy_run_gets_no_finding(
-    base: Base, overrides: tuple[str, ...], neural: Path, voices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base, overrides: tuple[str, ...], neural: Path, voices: Path, scene_on: SceneOn
 ) -> None:
-    scene = Scene(monkeypatch, voices if base == "recordings" else neural, tmp_path)
+    scene = scene_on(voices if base == "recordings" else neural)
     _nothing_is_found(Exhibit(f"healthy: {base} {' '.join(overrides)}", "-", "", base=base, overrides=overrides), scene)
 
 
 @pytest.mark.museum
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda run: run.name.replace(" ", "_"))
-def test_a_shipped_recipe_gets_no_finding(
-    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    scene = Scene(monkeypatch, request.getfixturevalue(shipped.data), tmp_path)
+def test_a_shipped_recipe_gets_no_finding(shipped: Shipped, scene_on: SceneOn, request: pytest.FixtureRequest) -> None:
+    scene = scene_on(request.getfixturevalue(shipped.data))
     _nothing_is_found(
         Exhibit(f"healthy: shipped {shipped.name}", "-", "", base="shipped", overrides=shipped.overrides), scene
     )
+
+
+@pytest.mark.museum
+@pytest.mark.parametrize(
+    "overrides", [("seed=1",), ("seed=2", "training.distillation.aggregation=prob_mean")], ids=" ".join
+)
+def test_a_run_that_others_teach_gets_no_finding(overrides: tuple[str, ...], neural: Path, scene_on: SceneOn) -> None:
+    name = f"healthy: taught {' '.join(overrides)}"
+    _nothing_is_found(Exhibit(name, "-", "", ask, overrides=overrides), scene_on(neural))
 
 
 def _nothing_is_found(healthy: Exhibit, scene: Scene) -> None:

@@ -10,8 +10,17 @@ from pathlib import Path
 import pytest
 
 from sottovoce.diagnosis.causes import causes
-from tests.faults import engineering, losses_and_layers, metrics_and_data, numbers_and_steps, optimizer, targets
-from tests.faults.scene import Exhibit, Scene, findings_of, record
+from tests.faults import (
+    engineering,
+    losses_and_layers,
+    metrics_and_data,
+    numbers_and_steps,
+    optimizer,
+    targets,
+    teachers,
+)
+from tests.faults.conftest import SceneOn
+from tests.faults.scene import Exhibit, findings_of, record
 from tests.faults.stories import STORIES
 
 EXHIBITS = (
@@ -20,6 +29,7 @@ EXHIBITS = (
     *numbers_and_steps.EXHIBITS,
     *losses_and_layers.EXHIBITS,
     *metrics_and_data.EXHIBITS,
+    *teachers.EXHIBITS,
     *engineering.EXHIBITS,
 )
 
@@ -32,10 +42,8 @@ def _marked(exhibit: Exhibit) -> object:
 
 
 @pytest.mark.parametrize("exhibit", [_marked(e) for e in EXHIBITS])
-def test_the_cause_is_named_first(
-    exhibit: Exhibit, neural: Path, voices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scene = Scene(monkeypatch, voices if exhibit.base == "recordings" else neural, tmp_path)
+def test_the_cause_is_named_first(exhibit: Exhibit, neural: Path, voices: Path, scene_on: SceneOn) -> None:
+    scene = scene_on(voices if exhibit.base == "recordings" else neural)
     findings = findings_of(exhibit, scene)
     record(exhibit, findings)
     assert findings, "nothing was found"

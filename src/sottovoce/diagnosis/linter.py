@@ -3,8 +3,8 @@
 It knows interactions. What is wrong by itself is refused by the configuration's own checks; what needs the data or the
 model at work is for the preflight. No shipped recipe gets an error or a warning.
 
-Two rows of the catalogue cannot be written down yet: session adapters in front of a transformer
-(`adapter_with_transformer`), for no encoder is one, and distillation without labels, for nothing distils.
+One row of the catalogue cannot be written down yet: session adapters in front of a transformer
+(`adapter_with_transformer`), for no encoder is one.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def lint(config: RunConfig, prepared: Prepared | None = None) -> list[Finding]:
         *_schedule(config, steps),
         *_never_happens(config, prepared, steps),
         *_selection(config, prepared),
+        *_labels(config),
         *without_effect(config, prepared),
     ]
     if prepared is not None:
@@ -297,6 +298,16 @@ def _selection(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding
             "metric_missing",
             f"There are no validation trials: {training.selection_metric} is never computed and no checkpoint chosen.",
             "note",
+        )
+
+
+def _labels(config: RunConfig) -> Iterator[Finding]:
+    """Row H7: teachers, and nothing else."""
+    if config.training.distillation.share == 1:
+        yield _finding(
+            "distillation_without_labels",
+            "training.distillation.weight=1: the CTC loss with labels has no weight and is not computed; all that is "
+            "learnt comes from the teachers.",
         )
 
 

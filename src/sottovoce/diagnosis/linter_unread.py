@@ -17,6 +17,7 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
     """Row I3: settings other than their defaults that nothing in this configuration reads."""
     training, model, augmentation = config.training, config.model, config.augmentation
     plain, evaluation = TrainingConfig(steps=1), EvaluationConfig()
+    distillation = training.distillation
     transducer = any(stage.loss_weights.rnnt for stage in training.stages)
     denoises = any(stage.loss_weights.denoise for stage in training.stages)
     modes = any(stage.loss_weights.mode for stage in training.stages)
@@ -37,6 +38,22 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
         "training.loss_scaling": (
             not transducer and training.loss_scaling != plain.loss_scaling,
             "no stage trains a transducer",
+        ),
+        "training.distillation": (
+            not distillation.teachers and distillation != plain.distillation,
+            "no run is named as a teacher",
+        ),
+        "training.distillation.teachers": (
+            bool(distillation.teachers) and not distillation.weight,
+            "training.distillation.weight is 0",
+        ),
+        "training.distillation.weight": (
+            bool(distillation.share) and bool(training.stages) and not any(s.loss_weights.ctc for s in training.stages),
+            "no stage gives CTC a weight",
+        ),
+        "training.distillation.out_of_fold": (
+            bool(distillation.share) and distillation.out_of_fold and config.preprocessor.log_mel is None,
+            "binned features have no speakers",
         ),
         "model.transducer": (model.transducer is not None and not transducer, "no stage trains a transducer"),
         "model.speaking_mode": (

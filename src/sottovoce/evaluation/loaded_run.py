@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class LoadedRun:
     """Trials of its data set that the run cannot use."""
     trained: tuple[str, ...]
     """Components of the model that have learnt something by this checkpoint."""
+    validation: Mapping[str, float]
+    """What the run's validation gave at this checkpoint, by metric; empty where there was none."""
 
     @property
     def table(self) -> SymbolTable:
@@ -249,4 +251,5 @@ def load_run(run_dir: Path, model: DecoderModel | None = None) -> LoadedRun:
         sessions=read_sessions(run_dir),
         left_out=read_left_out(run_dir),
         trained=tuple(state["progress"]["trained"]) if "progress" in state else model.components,
+        validation=state.get("validation") or {},
     )

@@ -20,7 +20,7 @@ from sottovoce.training.config import RunConfig
 
 RECIPES = "sottovoce.recipes"
 GROUP = "recipe"
-RESUMABLE = ("trainer.", "data.data_root", "data.num_workers")
+RESUMABLE = ("trainer.", "data.data_root", "data.num_workers", "training.distillation.teachers")
 
 
 def recipe_names() -> list[str]:

@@ -17,6 +17,7 @@ from sottovoce.models.compose import ModelConfig
 from sottovoce.training.guard import GuardConfig
 from sottovoce.training.schedules import SchedulerConfig
 from sottovoce.training.stages import StageConfig
+from sottovoce.training.teachers import DistillationConfig
 from sottovoce.training.tracking import WandbConfig
 
 
@@ -57,6 +58,8 @@ class TrainingConfig:
     """The transducer stays switched off for this many optimiser steps of the stages that give it a weight."""
     rnnt_ramp_steps: int = 100
     """Then its weight rises linearly over this many steps."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """Other runs that teach this one, beside the labels."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     """What the flow bridge learns to undo, in a stage that weighs the loss `denoise`."""
     batch_size: int = 16

@@ -78,6 +78,7 @@ class RunLoop:
             table.blank,
             self.curriculum,
             prepared.modes,
+            prepared.teachers,
             self.begin,
             lambda verdict: self.watch.before_update(self.module, verdict),
             self.after_step,

@@ -33,12 +33,15 @@ from sottovoce.training.ownership import check_owners, freeze_others
 from sottovoce.training.processes import true_anywhere
 from sottovoce.training.schedules import learning_rate_factor
 from sottovoce.training.stages import Activity, Curriculum, StagePosition
+from sottovoce.training.teachers import Lesson, Teachers
 from sottovoce.training.terms import (
     METRIC_NAMES,
     TOKEN_LOSSES,
+    WHOLE_TRIAL_LOSSES,
     GradientBalance,
     Terms,
     compute_terms,
+    distillation_term,
     flow_term,
     length_scaled,
 )
@@ -78,6 +81,7 @@ class DecoderTraining(lightning.LightningModule):
         blank: int,
         curriculum: Curriculum,
         modes: ModeTargets | None,
+        teachers: Teachers | None,
         begin: Callable[[], None],
         before_update: Callable[[Verdict], None],
         after_step: Callable[[Verdict, dict[str, float]], None],
@@ -92,6 +96,7 @@ class DecoderTraining(lightning.LightningModule):
         self.blank = blank
         self.curriculum = curriculum
         self.modes = modes
+        self.teachers = teachers
         self.begin = begin
         self.before_update = before_update
         self.after_step = after_step
@@ -103,6 +108,8 @@ class DecoderTraining(lightning.LightningModule):
         self.groups = {name: component_of(name) for name in self.named}
         self.parts: list[StepPart] = []
         """What the step in progress, or just done, was computed from, as the loader gave it."""
+        self.lessons: list[Lesson] = []
+        """What the teachers said of each of them, where there are any."""
         self.losses: dict[tuple[str, str], float] = {}
         """Nats of the same step by (loss, trial id)."""
         self._metrics: dict[str, float] = {}
@@ -170,6 +177,11 @@ class DecoderTraining(lightning.LightningModule):
         with_mode = "mode" in self.activity.weights or "mode_head" in self.progress.trained
         encoded = self._encode(batch.signal, batch.lengths_B, batch.session_B, with_mode)
         terms = compute_terms(self.model, batch, encoded, self.activity.weights, self.blank, self.modes)
+        if "distillation" in self.activity.weights:
+            assert self.teachers is not None
+            self.lessons.append(self.teachers.lesson(batch, part.positions))
+            temperature = self.config.training.distillation.temperature
+            terms.nats["distillation"] = distillation_term(terms, self.lessons[-1], temperature)
         if clean is not None:
             terms.nats["denoise"] = flow_term(
                 self.model, clean, self.config.training.corruption, draws.for_corruption()
@@ -186,7 +198,9 @@ class DecoderTraining(lightning.LightningModule):
     def share(self, name: str, nats_B: torch.Tensor, batch: Batch, terms: Terms) -> torch.Tensor:
         """A loss as this part's share of the step's, normalised and unweighted."""
         training = self.config.training
-        tokens_B = batch.label_lengths_B if name in TOKEN_LOSSES else torch.ones_like(batch.label_lengths_B)
+        tokens_B = batch.label_lengths_B
+        if name in WHOLE_TRIAL_LOSSES:
+            tokens_B = torch.ones_like(tokens_B)
         if name == "rnnt" and training.loss_scaling in ("length", "frames"):  # stands in for the division by tokens
             nats_B = length_scaled(nats_B, terms.encoded.lengths_B, batch.label_lengths_B, training.loss_scaling)
             tokens_B = torch.ones_like(tokens_B)
@@ -203,7 +217,7 @@ class DecoderTraining(lightning.LightningModule):
     def enter_step(self) -> None:
         """Forget the step before; let gradients reach what the next one moves."""
         self._started = time.perf_counter()
-        self.parts, self.losses, self._metrics = [], {}, {}
+        self.parts, self.lessons, self.losses, self._metrics = [], [], {}, {}
         if self._ended is not None:
             self._metrics["train/data_wait_seconds"] = self._started - self._ended
         now = self.curriculum.activity(self.progress.position)
@@ -232,6 +246,9 @@ class DecoderTraining(lightning.LightningModule):
         if terms.ctc_logits_BSV is not None:
             blanks = blank_fraction(terms.ctc_logits_BSV.detach(), terms.encoded.lengths_B, self.blank)
             part["train/blank_fraction"] = blanks / self.micro_batches
+        if self.lessons:
+            valid = self.lessons[-1].weights_BS.sum() / terms.encoded.lengths_B.sum()
+            part["train/valid_frame_ratio"] = float(valid) / self.micro_batches
         for name, value in part.items():
             self._metrics[name] = self._metrics.get(name, 0.0) + value
 

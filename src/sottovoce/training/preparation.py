@@ -27,6 +27,7 @@ from sottovoce.models.patching import PatchConfig
 from sottovoce.training.config import RunConfig
 from sottovoce.training.mode_targets import ModeTargets, find_mode_targets
 from sottovoce.training.stages import Curriculum, planned
+from sottovoce.training.teachers import Teachers, find_teachers
 
 
 class NoUsableTrials(DataError):
@@ -62,6 +63,8 @@ class Prepared:
     curriculum: Curriculum
     modes: ModeTargets | None = None
     """Where a stage learns the speaking mode."""
+    teachers: Teachers | None = None
+    """Where other runs teach this one."""
     data_warnings: Mapping[str, int] = field(default_factory=dict)
     """How often the check of the data found what does not stop a run, by code."""
 
@@ -81,7 +84,7 @@ def prepare(
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     table = symbol_table(config.data.symbols)
-    config = replace(config, data=replace(config.data, data_root=str(Path(config.data.data_root).absolute())))
+    config = _with_absolute_paths(config)
     data_warnings: Counter[str] = Counter()
     if known is None:
         known = {}
@@ -123,6 +126,18 @@ def prepare(
         curriculum=curriculum,
         data_warnings=data_warnings,
         modes=find_mode_targets(config.data, trial_set, train_indices, config.seed) if learns_modes else None,
+        teachers=find_teachers(config.training.distillation, trial_set, table.blank),
+    )
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration as it can be read from any other folder."""
+    teachers = tuple(str(Path(name).absolute()) for name in config.training.distillation.teachers)
+    distillation = replace(config.training.distillation, teachers=teachers)
+    return replace(
+        config,
+        data=replace(config.data, data_root=str(Path(config.data.data_root).absolute())),
+        training=replace(config.training, distillation=distillation),
     )
 
 
@@ -142,7 +157,8 @@ def curriculum_of(config: RunConfig, model: DecoderModel, num_trials: int) -> Cu
     """
     training = config.training
     stages = planned(training.stages, training.steps or 0, steps_per_epoch(config, num_trials), model.components)
-    curriculum = Curriculum(stages, training.rnnt_warmup_batches, training.rnnt_ramp_steps)
+    held, ramp = training.rnnt_warmup_batches, training.rnnt_ramp_steps
+    curriculum = Curriculum(stages, held, ramp, training.distillation.share)
     if (training.scheduler.max_steps or curriculum.total_steps) <= training.scheduler.warmup_steps:
         raise ConfigurationError(
             f"training.scheduler.warmup_steps={training.scheduler.warmup_steps} leaves nothing of the "

@@ -27,6 +27,7 @@ from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
 from sottovoce.data.collation import StepPart, StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
+from sottovoce.evaluation.heard import Heard, write_heard
 from sottovoce.evaluation.left_out import read_left_out, write_left_out
 from sottovoce.evaluation.loaded_run import CONFIG_FILE, read_config, write_sessions
 from sottovoce.evaluation.vocabulary import write_vocabulary
@@ -36,6 +37,7 @@ from sottovoce.training.environment import describe_environment
 from sottovoce.training.loop import RunLoop, last_checkpoint
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
+from sottovoce.training.teachers import refuse_changed_teachers, write_teachers
 from sottovoce.training.watch import NoWatch, Watch
 
 
@@ -90,6 +92,8 @@ def write_run_files(run_dir: Path, prepared: Prepared) -> None:
     write_vocabulary(run_dir, prepared.vocabulary)
     write_sessions(run_dir, prepared.trial_set.sessions)
     write_left_out(run_dir, prepared.left_out)
+    write_heard(run_dir, Heard.of(prepared.trial_set.trials[i] for i in prepared.train_indices))
+    write_teachers(run_dir, prepared.teachers)
     environment = describe_environment(prepared.config.seed)
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
     _write_config(run_dir, prepared.config)
@@ -112,11 +116,12 @@ def resume(
 
     Raises:
         CheckpointError: `run_dir` is not a run directory, or its checkpoint is damaged.
-        ConfigurationError: an override that would make it another run.
+        ConfigurationError: an override that would make it another run, or a teacher has changed.
         TrainingAborted: the checkpoint's weights or moments are not finite. Nothing has been changed.
     """
     config = changed_for_resume(read_run_config(run_dir), overrides)
     prepared = prepare(config, known=read_left_out(run_dir))
+    refuse_changed_teachers(run_dir, prepared.teachers)
     trainer = build_trainer(prepared.config)
     last = last_checkpoint(run_dir)
     if has_checkpoint(last):

@@ -6,7 +6,6 @@ Every process calls these; only the main one has a recorder.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.ownership import num_trainable
@@ -22,7 +21,7 @@ def announce_stage(module: DecoderTraining, recorder: RunRecorder | None) -> Non
     position, step = module.progress.position, module.progress.step
     stage, activity = module.curriculum.stage(position), module.curriculum.activity(position)
     trainable = num_trainable(module.named, activity)
-    weights = {name: weight for name, weight in asdict(stage.config.loss_weights).items() if weight}
+    weights = module.curriculum.weights(stage)
     recorder.event(
         step,
         "stage_started",

@@ -16,7 +16,13 @@ from sottovoce.core.errors import ConfigurationError
 from sottovoce.evaluation.scoring import METRICS
 from sottovoce.models.compose import COMPONENTS
 
-DECODER_OF: Final = {"ctc": "ctc_decoder", "rnnt": "rnnt_decoder", "mode": "mode_head", "denoise": "flow_bridge"}
+DECODER_OF: Final = {
+    "ctc": "ctc_decoder",
+    "distillation": "ctc_decoder",
+    "rnnt": "rnnt_decoder",
+    "mode": "mode_head",
+    "denoise": "flow_bridge",
+}
 """The component that each loss belongs to: the one is on exactly when the other is."""
 
 
@@ -25,12 +31,17 @@ class LossWeights:
     """How much each loss counts, after its normalisation; 0: not computed."""
 
     ctc: float = 1.0
+    """Where teachers are asked (`training.distillation`), what labels and teachers share."""
     rnnt: float = 0.0
     """The transducer's loss."""
     mode: float = 0.0
     """Speaking mode: cross-entropy and the contrastive term."""
     denoise: float = 0.0
     """Flow matching of the flow bridge."""
+
+    def of(self, loss: str) -> float:
+        """The weight that the loss of this name, one of `DECODER_OF`, comes under."""
+        return float(getattr(self, "ctc" if loss == "distillation" else loss))
 
 
 @dataclass(frozen=True)
@@ -106,10 +117,10 @@ class StageConfig:
         moving = [c for c in self.components if getattr(self.learning_rate, c) > 0]
         if not moving:
             raise ConfigurationError(f"{where} trains nothing: no component has a learning rate above 0")
-        if not any(getattr(self.loss_weights, loss) for loss in DECODER_OF):
+        if not any(self.loss_weights.of(loss) for loss in DECODER_OF):
             raise ConfigurationError(f"{where}: all loss weights are 0; nothing can be learnt")
         for loss, component in DECODER_OF.items():
-            weight = getattr(self.loss_weights, loss)
+            weight = self.loss_weights.of(loss)
             if weight and component not in moving:
                 raise ConfigurationError(
                     f"{where}: loss_weights.{loss}={weight:g}, but {component} is frozen, so its random weights would "
@@ -211,18 +222,22 @@ def planned(
     return tuple(Stage(stage, stage.steps or (stage.epochs or 0) * steps_per_epoch) for stage in kept)
 
 
-def activity(stage: StageConfig, rnnt_steps: int, warmup_steps: int, ramp_steps: int) -> Activity:
+def activity(
+    stage: StageConfig, rnnt_steps: int, warmup_steps: int, ramp_steps: int, distillation: float = 0.0
+) -> Activity:
     """What a step of `stage` does after `rnnt_steps` earlier steps with a transducer weight.
 
     For the first `warmup_steps` of those the transducer is off: no forward pass, no gradient, no update. Then its
-    weight rises linearly over `ramp_steps`.
+    weight rises linearly over `ramp_steps`. Of CTC's weight the share `distillation` goes to the teachers.
 
     >>> joint = StageConfig("joint", epochs=1, components=("encoder", "ctc_decoder", "rnnt_decoder"),
     ...                     loss_weights=LossWeights(ctc=0.3, rnnt=1.0))
     >>> [activity(joint, n, 100, 100).weights for n in (99, 100, 149, 500)]
     [{'ctc': 0.3}, {'ctc': 0.3, 'rnnt': 0.01}, {'ctc': 0.3, 'rnnt': 0.5}, {'ctc': 0.3, 'rnnt': 1.0}]
     """
-    weights = {name: getattr(stage.loss_weights, name) for name in DECODER_OF}
+    weights = {name: stage.loss_weights.of(name) for name in DECODER_OF}
+    weights["ctc"] *= 1 - distillation
+    weights["distillation"] *= distillation
     rates = {name: getattr(stage.learning_rate, name) for name in stage.components}
     if weights["rnnt"]:
         if rnnt_steps < warmup_steps:
@@ -240,6 +255,8 @@ class Curriculum:
     stages: tuple[Stage, ...]
     rnnt_warmup_steps: int = 100
     rnnt_ramp_steps: int = 100
+    distillation: float = 0.0
+    """Share of CTC's weight that the teachers have; 0 without any."""
 
     @property
     def total_steps(self) -> int:
@@ -265,5 +282,11 @@ class Curriculum:
 
     def activity(self, position: StagePosition) -> Activity:
         """What the next step does."""
-        stage = self.stage(position).config
-        return activity(stage, position.rnnt_steps, self.rnnt_warmup_steps, self.rnnt_ramp_steps)
+        return self._activity(self.stage(position), position.rnnt_steps)
+
+    def weights(self, stage: Stage) -> dict[str, float]:
+        """Weight of each loss that the stage computes once nothing is held back any more."""
+        return self._activity(stage, self.rnnt_warmup_steps + self.rnnt_ramp_steps).weights
+
+    def _activity(self, stage: Stage, rnnt_steps: int) -> Activity:
+        return activity(stage.config, rnnt_steps, self.rnnt_warmup_steps, self.rnnt_ramp_steps, self.distillation)

@@ -12,23 +12,29 @@ from typing import Final
 
 import torch
 
+from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.trial import Batch
 from sottovoce.losses.ctc import ctc_loss
+from sottovoce.losses.distillation import distillation_loss
 from sottovoce.losses.flow_matching import CorruptionConfig, corrupt, draw_times, flow_matching_loss
 from sottovoce.losses.fused_joint import fused_transducer_loss
 from sottovoce.losses.speaking_mode import speaking_mode_loss
 from sottovoce.losses.transducer import transducer_loss
 from sottovoce.models.compose import DecoderModel, Encoded
 from sottovoce.training.mode_targets import ModeTargets
+from sottovoce.training.teachers import Lesson
 
 METRIC_NAMES: Final = {
     "ctc": "train/ctc_loss",
+    "distillation": "train/distillation_loss",
     "rnnt": "train/transducer_loss",
     "mode": "train/mode_loss",
     "denoise": "train/flow_loss",
 }
 TOKEN_LOSSES: Final = ("ctc", "rnnt")
-"""Losses with one token for each label; the others have a single target for each trial."""
+"""Losses of a lattice, with one token for each label."""
+WHOLE_TRIAL_LOSSES: Final = ("mode", "denoise")
+"""Losses with a single target for each trial, which its number of labels does not divide."""
 SMALLEST_LENGTH_SCALE: Final = 5.0
 
 
@@ -39,7 +45,7 @@ class Terms:
     nats: dict[str, torch.Tensor]
     """Each loss by name, [B] in nats."""
     ctc_logits_BSV: torch.Tensor | None
-    """Where the CTC loss has a weight."""
+    """Where the CTC loss or the teachers have a weight."""
     encoded: Encoded
 
 
@@ -54,8 +60,10 @@ def compute_terms(
     """The losses that have a weight, each for every trial of the batch; a branch without one is not run."""
     nats, logits_BSV = {}, None
     targets = (batch.labels_BU, encoded.lengths_B, batch.label_lengths_B)
-    if "ctc" in weights:
+    if "ctc" in weights or "distillation" in weights:
         logits_BSV = model.ctc_logits(encoded)
+    if "ctc" in weights:
+        assert logits_BSV is not None
         nats["ctc"] = ctc_loss(logits_BSV, *targets, blank)
     if "rnnt" in weights:
         nats["rnnt"] = _transducer(model, encoded, *targets, blank)
@@ -68,6 +76,22 @@ def compute_terms(
             encoded.mode.logits_B2, encoded.mode.embedding_BD, *targets_B, settings.contrastive_weight
         )
     return Terms(nats, logits_BSV, encoded)
+
+
+def distillation_term(terms: Terms, lesson: Lesson, temperature: float) -> torch.Tensor:
+    """How far the CTC head is from what the teachers say, [B] in nats.
+
+    Raises:
+        ConfigurationError: they have other frames or symbols.
+    """
+    assert terms.ctc_logits_BSV is not None
+    own, theirs = terms.ctc_logits_BSV.shape, lesson.log_q_BSV.shape
+    if own != theirs:
+        raise ConfigurationError(
+            f"training.distillation.teachers give logits of {list(theirs)}, this run's are {list(own)} (trials, "
+            "frames, symbols); take teachers with the same symbols and bins per frame"
+        )
+    return distillation_loss(terms.ctc_logits_BSV, lesson.log_q_BSV, lesson.weights_BS, temperature)
 
 
 def flow_term(

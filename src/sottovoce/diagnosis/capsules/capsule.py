@@ -32,6 +32,7 @@ from sottovoce.training.environment import describe_environment
 from sottovoce.training.module import DecoderTraining, Progress
 from sottovoce.training.stages import Curriculum
 from sottovoce.training.state import module_state
+from sottovoce.training.teachers import Lesson
 from sottovoce.training.verdict import Verdict
 from sottovoce.training.watch import StepView
 
@@ -41,6 +42,7 @@ BEFORE: Final = "before"
 LAST_METRICS: Final = 200
 """Lines of `metrics.jsonl` that a capsule keeps (stability.md section 0.4: the last 200 values)."""
 BATCH_TENSORS: Final = ("signal", "lengths_B", "labels_BU", "label_lengths_B", "session_B")
+LESSON_TENSORS: Final = ("log_q_BSV", "weights_BS")
 Losses = dict[tuple[str, str], float]
 ModeLabels = dict[str, tuple[float, bool]]
 
@@ -55,6 +57,8 @@ class ProcessPart:
     """Nats by (loss, trial id)."""
     modes: ModeLabels
     """Probability of vocalised speech, and whether it is known, by trial id; empty where no mode is learnt."""
+    lessons: tuple[Lesson, ...] = ()
+    """What the teachers said of each part, where there were any."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ def _write_process(folder: Path, view: StepView) -> None:
         tensors |= {f"{i}.{name}": getattr(part.batch, name) for name in BATCH_TENSORS}
         where = {"step": part.step, "micro_batch": part.micro_batch, "positions": part.positions}
         parts.append(where | {"trial_ids": part.batch.trial_ids})
+    for i, lesson in enumerate(module.lessons):
+        tensors |= {f"{i}.{name}": getattr(lesson, name) for name in LESSON_TENSORS}
     state = {
         "parts": parts,
         "losses": [[loss, trial, _written(nats)] for (loss, trial), nats in module.losses.items()],

@@ -14,6 +14,7 @@ from sottovoce.core.checkpoints import Tensors
 from sottovoce.core.trial import Batch, valid_mask
 from sottovoce.training.config import RunConfig
 from sottovoce.training.stages import Curriculum
+from sottovoce.training.teachers import Lesson
 
 T = TypeVar("T")
 MOST_THREADS: Final = 1024
@@ -122,6 +123,13 @@ def check_batch(batch: Batch, positions: Sequence[int], config: RunConfig, blank
     wrong_BU |= (labels_BU == blank) & valid_mask(batch.label_lengths_B, labels_BU.shape[1])
     if wrong := labels_BU[wrong_BU].tolist():
         raise ValueError(f"labels_BU holds {wrong[0]}, which is the blank or none of the {num_symbols} symbols")
+
+
+def check_lesson(lesson: Lesson, size: int, config: RunConfig) -> None:
+    """What the teachers said fits the batch of `size` trials and the model."""
+    frames = lesson.weights_BS.shape[-1]
+    _shape("log_q_BSV", lesson.log_q_BSV, torch.float32, (size, frames, config.model.num_symbols))
+    _shape("weights_BS", lesson.weights_BS, torch.float32, (size, frames))
 
 
 def _shape(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:

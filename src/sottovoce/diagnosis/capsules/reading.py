@@ -14,11 +14,20 @@ from sottovoce.core.errors import CheckpointError, ConfigurationError
 from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart
 from sottovoce.diagnosis.capsules import contents
-from sottovoce.diagnosis.capsules.capsule import BATCH_TENSORS, BEFORE, FORMAT, Capsule, ProcessPart, is_capsule
+from sottovoce.diagnosis.capsules.capsule import (
+    BATCH_TENSORS,
+    BEFORE,
+    FORMAT,
+    LESSON_TENSORS,
+    Capsule,
+    ProcessPart,
+    is_capsule,
+)
 from sottovoce.training.config import RunConfig
 from sottovoce.training.module import Progress
 from sottovoce.training.stages import Curriculum, Stage, StageConfig
 from sottovoce.training.state import progress_from
+from sottovoce.training.teachers import Lesson
 from sottovoce.training.terms import METRIC_NAMES, TOKEN_LOSSES
 from sottovoce.training.verdict import Action, Cause, GradientSummary, Verdict
 
@@ -34,7 +43,8 @@ def read_capsule(folder: Path) -> Capsule:
         environment = contents.environment(state)
         config = _config(folder, state, environment)
         module, training = contents.held(state, "module", dict), config.training
-        curriculum = Curriculum(_stages(state), training.rnnt_warmup_batches, training.rnnt_ramp_steps)
+        held, ramp = training.rnnt_warmup_batches, training.rnnt_ramp_steps
+        curriculum = Curriculum(_stages(state), held, ramp, training.distillation.share)
         progress = _progress(state, module)
         contents.check_curriculum(curriculum, progress.position.index, config)
         blank = contents.whole(state, "blank", 0, (config.model.num_symbols or 1) - 1)
@@ -186,6 +196,11 @@ def _read_process(folder: Path, rank: int, step: int, config: RunConfig, blank: 
         contents.check_batch(batch, positions, config, blank)
         numbered = (contents.whole(part, "step"), contents.whole(part, "micro_batch"))
         parts.append(StepPart(*numbered, tuple(positions), batch))
+    lessons = []
+    if config.training.distillation.share:
+        for i, part in enumerate(parts):
+            lessons.append(Lesson(**{name: tensors[f"{i}.{name}"] for name in LESSON_TENSORS}))
+            contents.check_lesson(lessons[-1], len(part.batch), config)
     trials = list(dict.fromkeys(trial for part in parts for trial in part.batch.trial_ids))
     losses = {}
     for loss, trial, nats in contents.held(state, "losses", list):
@@ -197,4 +212,4 @@ def _read_process(folder: Path, rank: int, step: int, config: RunConfig, blank: 
         modes[trial] = (contents.number(vocalised, "modes"), contents.held({"modes": known}, "modes", bool))
     if modes and (missing := [trial for trial in trials if trial not in modes]):
         raise ValueError(f"modes has none of {missing[0]}")
-    return ProcessPart(rank, tuple(parts), losses, modes)
+    return ProcessPart(rank, tuple(parts), losses, modes, tuple(lessons))

@@ -20,6 +20,7 @@ from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, build_model
 from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.module import DecoderTraining
+from sottovoce.training.teachers import Lesson, Teachers
 from sottovoce.training.terms import Terms
 from sottovoce.training.verdict import GradientSummary
 
@@ -76,6 +77,23 @@ class _KeptModes(ModeTargets):
         return torch.tensor(vocalised, device=device), torch.tensor(known, device=device)
 
 
+class _KeptLessons(Teachers):
+    """What the capsule holds of the teachers of its own trials, which need not be there any more."""
+
+    def __init__(self, process: ProcessPart) -> None:
+        self._lessons = [
+            (dict(zip(part.positions, range(len(part.batch)), strict=True)), lesson)
+            for part, lesson in zip(process.parts, process.lessons, strict=True)
+        ]
+
+    def lesson(self, batch: Batch, positions: Sequence[int]) -> Lesson:
+        """What they said of the trials at `positions` of the step, all of one part."""
+        rows, whole = next(entry for entry in self._lessons if entry[0].keys() >= set(positions))
+        index = torch.tensor([rows[position] for position in positions])
+        device = batch.signal.device
+        return Lesson(whole.log_q_BSV[index].to(device), whole.weights_BS[index].to(device))
+
+
 class _CastPipeline(FeaturePipeline):
     """The same features in another dtype."""
 
@@ -107,6 +125,7 @@ class RecomputedTraining(DecoderTraining):
             capsule.blank,
             capsule.curriculum,
             _KeptModes(process.modes) if process.modes else None,
+            _KeptLessons(process) if process.lessons else None,
             begin=lambda: None,
             before_update=lambda verdict: None,
             after_step=lambda verdict, metrics: None,

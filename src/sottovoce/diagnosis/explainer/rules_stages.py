@@ -24,7 +24,7 @@ def released_part_stands_still(record: RunRecord) -> Iterator[Suspicion]:
     for event in record.told("unfrozen", "stage_started"):
         step = int(event["step"])
         for term, component in DECODER_OF.items():
-            if term == "ctc" or component not in event["components"] or (step == 0 and term != "rnnt"):
+            if component == "ctc_decoder" or component not in event["components"] or (step == 0 and term != "rnnt"):
                 continue
             last = min((b.first for b in record.stages if b.first > step), default=record.last_step)
             own, ctc = (record.metric(METRIC_NAMES[name]).between(step, last) for name in (term, "ctc"))

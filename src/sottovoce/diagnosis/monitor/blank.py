@@ -54,7 +54,7 @@ class Blanks:
             self.sensitivity = seen.sample.sensitivity
             self.movement = max(seen.sample.update_ratio.values())
         metrics = seen.view.metrics
-        if seen.skipped or "train/blank_fraction" not in metrics or self.plan.floor is None:
+        if seen.skipped or not {"train/blank_fraction", "train/ctc_loss"} <= metrics.keys() or self.plan.floor is None:
             return
         blank = metrics["train/blank_fraction"]
         self.losses = [*self.losses[1 - self.plan.patience :], metrics["train/ctc_loss"]]

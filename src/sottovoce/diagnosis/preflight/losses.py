@@ -192,7 +192,7 @@ def _nonfinite(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
 def _zero(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
     for name, nats in rehearsal.nats.items():
         component = DECODER_OF[name]
-        if name == "mode" and _only_these_unlabelled(subject):
+        if (name == "mode" and _only_these_unlabelled(subject)) or (name == "distillation" and _untaught(subject)):
             continue
         if not any(nats):
             what = f"is exactly 0 for all {len(nats)} trials"
@@ -202,6 +202,12 @@ def _zero(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
             continue
         return found("zero_loss", f"In {rehearsal.moment} the loss {name} {what}.", "preflight")
     return None
+
+
+def _untaught(subject: Subject) -> bool:
+    """No teacher may teach the rehearsed trials."""
+    teachers = subject.module.teachers
+    return teachers is not None and not bool(teachers.weights(subject.batch).any())
 
 
 def _only_these_unlabelled(subject: Subject) -> bool:

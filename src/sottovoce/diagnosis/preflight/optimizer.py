@@ -103,7 +103,7 @@ def check_held(subject: Subject) -> Iterator[Finding]:
     for moment in subject.moments:
         weights = subject.module.curriculum.stage(moment.position).config.loss_weights
         computed = moment.activity.weights
-        if any(not getattr(weights, n) or DECODER_OF[n] not in moment.activity.rates for n in computed):
+        if any(not weights.of(n) or DECODER_OF[n] not in moment.activity.rates for n in computed):
             yield from _leaking(subject, [rehearse(subject, moment)])
             return
 
@@ -121,7 +121,7 @@ def _leaks(subject: Subject, rehearsal: Rehearsal) -> Iterator[str]:
     moment = rehearsal.moment
     weights = subject.module.curriculum.stage(moment.position).config.loss_weights
     for name, norm in rehearsal.into_encoder.items():
-        off = not getattr(weights, name) or name not in moment.activity.weights
+        off = not weights.of(name) or name not in moment.activity.weights
         held = DECODER_OF[name] not in moment.activity.rates
         if norm is not None and (off or held):
             why = "has no weight" if off else f"trains through {DECODER_OF[name]}, which is frozen"

@@ -45,6 +45,7 @@ from sottovoce.diagnosis.preflight.targets import (
     check_labels,
     check_transducer_lengths,
 )
+from sottovoce.diagnosis.preflight.teachers import check_teachers
 from sottovoce.diagnosis.ranking import ranked
 from sottovoce.training.preparation import Prepared
 
@@ -84,6 +85,7 @@ PHASES: Final[tuple[tuple[Check, ...], ...]] = (
     (check_weights, check_precision),
     (check_frame_formula,),
     (check_feasibility, check_transducer_lengths, *DATA_CHECKS),
+    (check_teachers,),
     (check_ownership, check_held, check_schedule, check_infinite_targets, check_reductions, check_batch_dependence),
     (known_answers, check_layers),
     (check_steps,),

@@ -132,7 +132,7 @@ class Subject:
                     group.update(values)
                 module.progress, module.activity, norms, squares, model.use_flow_bridge = kept
                 module.balance.norms, module.balance.squares = norms, squares
-                module.parts, module.losses = [], {}
+                module.parts, module.lessons, module.losses = [], [], {}
 
 
 def shortest_trials(prepared: Prepared, count: int) -> tuple[int, ...]:

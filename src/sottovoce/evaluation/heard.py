@@ -1,0 +1,67 @@
+"""What a run was trained on, kept with it: who it has heard, and which trials.
+
+A run that later teaches another must not have heard what the other is judged by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sottovoce.core.errors import CheckpointError
+from sottovoce.core.trial import Trial
+
+FILE_NAME = "heard.json"
+FINGERPRINT_BYTES: Final = 8
+"""Two of 100,000 trials share a fingerprint with a probability of 3e-10."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The trials of a training split."""
+
+    speakers: frozenset[str]
+    """Empty where the data name none."""
+    fingerprints: frozenset[str]
+
+    @classmethod
+    def of(cls, trials: Iterable[Trial]) -> Heard:
+        """What a run that trains on `trials` hears."""
+        trials = list(trials)
+        speakers = frozenset(trial.speaker for trial in trials if trial.speaker)
+        return cls(speakers, frozenset(map(fingerprint, trials)))
+
+
+def fingerprint(trial: Trial) -> str:
+    """The same for the same trial of a data set wherever that lies, and for no other.
+
+    Two data sets may use one id for different trials: length, speaker and text are part of it.
+    """
+    parts = (trial.trial_id, trial.speaker, trial.text or "", str(trial.num_steps))
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=FINGERPRINT_BYTES).hexdigest()
+
+
+def write_heard(run_dir: Path, heard: Heard) -> None:
+    """Keep it with the run."""
+    content = {"speakers": sorted(heard.speakers), "trials": sorted(heard.fingerprints)}
+    (run_dir / FILE_NAME).write_text(json.dumps(content), encoding="utf-8")
+
+
+def read_heard(run_dir: Path) -> Heard | None:
+    """What `write_heard` wrote; None where an older version made the run.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Heard(frozenset(map(str, content["speakers"])), frozenset(map(str, content["trials"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error

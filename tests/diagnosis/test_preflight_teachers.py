@@ -1,0 +1,246 @@
+"""Preflight of teachers: silent for healthy ones, and each disagreement by its name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sottovoce.core.findings import Finding
+from sottovoce.core.trial import Batch
+from sottovoce.diagnosis.preflight.preflight import preflight
+from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.teachers import check_teachers
+from sottovoce.evaluation.heard import FILE_NAME, Heard, fingerprint, write_heard
+from sottovoce.training import terms as training_terms
+from sottovoce.training.composition import compose_config
+from sottovoce.training.preparation import Prepared, prepare
+from sottovoce.training.run import start
+from sottovoce.training.teachers import Teacher, Teachers
+from tests.faults.voices import write_recordings
+from tests.training.small_runs import overrides
+
+CERTAIN = 20.0
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return start(prepare(compose_config(overrides(tiny_t15, tmp_path_factory.mktemp("runs"), "teacher"))))
+
+
+@pytest.fixture
+def student(tiny_t15: Path, teacher: Path) -> Callable[..., Prepared]:
+    """A run that is taught by copies of one teacher, or by others that are named."""
+
+    def made(*more: str, teachers: tuple[Path, ...] = ()) -> Prepared:
+        named = ",".join(map(str, teachers or (teacher,)))
+        settings = (f"training.distillation.teachers=[{named}]", *more)
+        return prepare(compose_config(overrides(tiny_t15, Path("runs"), "student", *settings)))
+
+    return made
+
+
+def findings(prepared: Prepared) -> list[Finding]:
+    return list(check_teachers(Subject.of(prepared)))
+
+
+def says(patch: pytest.MonkeyPatch, *whose: int, late: int = 0) -> None:
+    """The k-th teacher says, with certainty, the labels of the trial `whose[k]` places on, k·`late` frames late."""
+
+    def logits(self: Teacher, batch: Batch, session_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        k = int(self.run.seed)
+        like_BSV, frames_B = exact(self, batch, session_B)
+        made_BSV = torch.zeros_like(like_BSV)
+        made_BSV[:, :, 0] = CERTAIN
+        for row in range(len(batch)):
+            source = (row + whose[k]) % len(batch)
+            labels = batch.labels_BU[source, : batch.label_lengths_B[source]].tolist()
+            room = (int(frames_B[row]) - late) // 2
+            for i, label in enumerate(labels[:room]):
+                made_BSV[row, 2 * i + k * late, 0] = 0.0
+                made_BSV[row, 2 * i + k * late, label] = CERTAIN
+        return made_BSV, frames_B
+
+    exact = Teacher.logits
+    patch.setattr(Teacher, "logits", logits)
+
+
+def numbered(prepared: Prepared) -> Prepared:
+    """The same teachers, told apart by their seeds."""
+    assert prepared.teachers is not None
+    teachers = [replace(t, run=replace(t.run, seed=k)) for k, t in enumerate(prepared.teachers.teachers)]
+    config = prepared.config.training.distillation
+    return replace(prepared, teachers=Teachers(teachers, config, prepared.trial_set, 0))
+
+
+def test_healthy_teachers_get_no_finding(student: Callable[..., Prepared], teacher: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(teacher, tmp_path / "copy")
+    prepared = student(teachers=(teacher, copy))
+    assert findings(prepared) == []
+    assert [finding for finding in preflight(prepared) if finding.severity != "note"] == []
+
+
+def test_a_run_without_teachers_is_not_asked(tiny_t15: Path) -> None:
+    assert findings(prepare(compose_config(overrides(tiny_t15, Path("runs"), "alone")))) == []
+
+
+def changed(teacher: Path, folder: Path, **sections: dict[str, object]) -> Path:
+    """The same run with another configuration."""
+    copy = shutil.copytree(teacher, folder)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    for section, values in sections.items():
+        config[section].update(values)
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    return copy
+
+
+def test_another_symbol_table(student: Callable[..., Prepared], teacher: Path, tmp_path: Path) -> None:
+    """As many columns, other meanings: only the table's name tells."""
+    other = changed(teacher, tmp_path / "letters", data={"symbols": "letters"})
+    (finding,) = findings(student(teachers=(other,)))
+    assert finding.code == "teacher_audio_mismatch"
+    assert "writes 41 letters with the blank 0, this run 41 phonemes with the blank 0" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("preprocessor", "smoothing_sigma_bins", 3.0), ("preprocessor", "normalisation", "trial"),
+     ("data", "channel_stride", 2)],
+)  # fmt: skip
+def test_other_features(
+    student: Callable[..., Prepared], teacher: Path, tmp_path: Path, section: str, key: str, value: object
+) -> None:
+    (finding,) = findings(student(teachers=(changed(teacher, tmp_path / "other", **{section: {key: value}}),)))
+    assert finding.code == "teacher_audio_mismatch"
+    assert f"{section}.{key} differs" in finding.evidence
+
+
+def test_other_frames(student: Callable[..., Prepared]) -> None:
+    (finding,) = findings(student("model.patch.stride=2"))
+    assert finding.code == "teacher_audio_mismatch"
+    assert "4 bins a frame there, 2 here" in finding.evidence
+
+
+def test_a_frame_less_than_the_formula_says(student: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = Teacher.logits
+
+    def short(self: Teacher, batch: Batch, session_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_BSV, frames_B = exact(self, batch, session_B)
+        return logits_BSV[:, 1:], frames_B - 1
+
+    monkeypatch.setattr(Teacher, "logits", short)
+    (finding,) = findings(student())
+    assert finding.code == "teacher_audio_mismatch"
+    assert "Of the same batch" in finding.evidence
+
+
+def test_weights_that_are_not_finite(student: Callable[..., Prepared]) -> None:
+    prepared = student()
+    assert prepared.teachers is not None
+    with torch.no_grad():
+        prepared.teachers.teachers[0].run.model.head.bias[3] = torch.nan
+    (finding,) = findings(prepared)
+    assert finding.code == "poisoned_weights"
+    assert "head.bias" in finding.evidence
+
+
+def test_a_teacher_that_says_what_the_trials_say_is_fine(
+    student: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(monkeypatch, 0)
+    assert findings(numbered(student())) == []
+
+
+def test_the_recordings_of_other_trials(student: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, 1)
+    (finding,) = findings(numbered(student()))
+    assert finding.code == "teacher_audio_mismatch"
+    assert "fits the labels of another trial better" in finding.evidence
+
+
+def test_far_worse_than_its_own_validation(student: Callable[..., Prepared]) -> None:
+    prepared = student()
+    assert prepared.teachers is not None
+    (known,) = prepared.teachers.teachers
+    better = replace(known, run=replace(known.run, validation={"val/per": 0.2}))
+    teachers = Teachers([better], prepared.config.training.distillation, prepared.trial_set, 0)
+    (finding,) = findings(replace(prepared, teachers=teachers))
+    assert finding.code == "teacher_audio_mismatch"
+    assert "20.0 % in its own validation" in finding.evidence
+
+
+@pytest.mark.parametrize(("late", "codes"), [(0, []), (1, ["teacher_spikes_misaligned"])])
+def test_symbols_at_other_frames(
+    student: Callable[..., Prepared],
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    late: int,
+    codes: list[str],
+) -> None:
+    """Each teacher alone is perfect; a frame apart, their mean is not."""
+    says(monkeypatch, 0, 0, late=late)
+    copy = shutil.copytree(teacher, tmp_path / "copy")
+    prepared = numbered(student("training.distillation.aggregation=logprob_mean", teachers=(teacher, copy)))
+    assert [finding.code for finding in findings(prepared)] == codes
+
+
+def test_a_divergence_without_the_blank(student: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
+    def over_labels_only(
+        logits_BSV: torch.Tensor, log_q_BSV: torch.Tensor, weights_BS: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        return exact(logits_BSV[:, :, 1:], log_q_BSV[:, :, 1:].log_softmax(-1), weights_BS, temperature)
+
+    exact = training_terms.distillation_loss
+    monkeypatch.setattr(training_terms, "distillation_loss", over_labels_only)
+    (finding,) = findings(student())
+    assert finding.code == "blank_without_gradient"
+
+
+def test_a_divergence_averaged_over_frames(student: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = training_terms.distillation_loss
+    monkeypatch.setattr(training_terms, "distillation_loss", lambda *given: exact(*given) / given[0].shape[1])
+    (finding,) = findings(student())
+    assert finding.code == "reduction_mismatch"
+
+
+def test_a_teacher_that_has_heard_the_validation(
+    student: Callable[..., Prepared], teacher: Path, tmp_path: Path
+) -> None:
+    plain = student()
+    copy = shutil.copytree(teacher, tmp_path / "copy")
+    write_heard(copy, Heard.of(plain.trial_set.trials))
+    (finding,) = findings(student(teachers=(copy,)))
+    assert (finding.code, finding.severity) == ("teacher_heard_test_speaker", "warning")
+    assert f"{len(plain.val_indices)} of the {len(plain.val_indices)} validation trials" in finding.evidence
+
+
+def test_the_trial_of_another_data_set_is_another_trial(student: Callable[..., Prepared]) -> None:
+    trial = student().trial_set.trials[0]
+    assert fingerprint(trial) == fingerprint(replace(trial, file=Path("elsewhere"), labels=None))
+    for other in (replace(trial, num_steps=trial.num_steps + 1), replace(trial, speaker="F02")):
+        assert fingerprint(other) != fingerprint(trial)
+
+
+def test_a_teacher_that_has_heard_a_held_out_speaker(tmp_path: Path) -> None:
+    write_recordings(tmp_path / "voices")
+    places = (f"data.data_root={tmp_path / 'voices'}", f"runs_dir={tmp_path}", "run_name=all", "training.steps=2")
+    small = ("recipe=recordings", "training.scheduler.warmup_steps=1", "training.num_threads=1", *places)
+    heard_all = start(prepare(compose_config([*small, "data.val_fraction=0.2"])))
+    asked = f"training.distillation.teachers=[{heard_all}]"
+    (finding,) = findings(prepare(compose_config([*small, asked, "data.held_out_speakers=[ada]"])))
+    assert (finding.code, finding.severity) == ("teacher_heard_test_speaker", "error")
+    assert "was trained on ada, held out here" in finding.evidence
+
+
+def test_a_teacher_of_an_older_version_is_taken(
+    student: Callable[..., Prepared], teacher: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(teacher, tmp_path / "copy")
+    (copy / FILE_NAME).unlink()
+    assert findings(student(teachers=(copy,))) == []
