@@ -204,7 +204,7 @@ def test_losses_in_other_units(curriculum: Prepare, monkeypatch: pytest.MonkeyPa
 
 
 def test_losses_of_which_one_is_divided(curriculum: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_module, "TOKEN_LOSSES", ("ctc",))
+    monkeypatch.setattr(training_module, "WHOLE_TRIAL_LOSSES", ("rnnt",))
     finding = only(preflight_losses.check_reductions, curriculum())
     assert finding.code == "reduction_mismatch" and "a factor of 0.05" in finding.evidence
 

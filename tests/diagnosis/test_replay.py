@@ -1,18 +1,24 @@
 """A bad step comes back from its capsule, and its cause is named."""
 
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from sottovoce.core.errors import CheckpointError
 from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart, collate
 from sottovoce.diagnosis.capsules.replay import Replayed, replay, summary
 from sottovoce.training import terms
+from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
-from sottovoce.training.preparation import Prepared
+from sottovoce.training.preparation import Prepared, prepare
+from sottovoce.training.run import start
 from tests.diagnosis.bad_runs import (
     BATCH_STATISTICS,
     Injection,
@@ -23,6 +29,9 @@ from tests.diagnosis.bad_runs import (
     lost_weights,
     spoilt_signal,
 )
+from tests.training.small_runs import overrides
+
+Spoil = Callable[[torch.Tensor], torch.Tensor | None]
 
 
 def replayed(data: Path, runs: Path, inject: Injection, *more: str) -> Replayed:
@@ -69,6 +78,32 @@ def test_a_signal_that_is_not_finite(tiny_t15: Path, tmp_path: Path) -> None:
     assert [f.code for f in found.findings] == ["nonfinite_features"]
     assert len(found.isolation.trials) == 1
     assert found.isolation.forward is not None
+
+
+def test_a_step_with_teachers_comes_back_without_them(tiny_t15: Path, tmp_path: Path) -> None:
+    """The capsule holds what they said."""
+    teacher = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "teacher"))))
+    asked = f"training.distillation.teachers=[{teacher}]"
+    capsule = first_capsule(bad_run(tiny_t15, tmp_path, spoilt_signal, asked))
+    shutil.rmtree(teacher)
+    found = replay(capsule)
+    assert found.exact
+    assert [f.code for f in found.findings] == ["nonfinite_features"]
+    assert found.isolation.terms == ("ctc", "distillation")
+    assert len(found.isolation.trials) == 1
+
+
+@pytest.mark.parametrize("spoil", [lambda kept: None, lambda kept: kept[:, 1:], lambda kept: kept.double()])
+def test_lessons_that_do_not_fit_their_batch(tiny_t15: Path, tmp_path: Path, spoil: Spoil) -> None:
+    teacher = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "teacher"))))
+    asked = f"training.distillation.teachers=[{teacher}]"
+    capsule = first_capsule(bad_run(tiny_t15, tmp_path, spoilt_signal, asked))
+    (file,) = (capsule / "process-0").glob("batch-*.safetensors")
+    tensors = load_file(file)
+    changed = {name: spoil(kept) if name == "1.log_q_BSV" else kept for name, kept in tensors.items()}
+    save_file({name: kept.contiguous() for name, kept in changed.items() if kept is not None}, file)
+    with pytest.raises(CheckpointError, match="log_q_BSV"):
+        replay(capsule)
 
 
 def test_a_number_out_of_scale(tiny_t15: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def prepared_run(shape: Shape, rounds: int) -> Prepared:
     ]
     config = compose_config(["recipe=demo", "data.data_root=memory", *overrides])
     trial_set = PreparedTrials(RandomTrials(shape), 1, shape.channels, cache=True)
-    model = _model(config, len(trial_set.sessions))
+    model = model_of(config, len(trial_set.sessions))
     indices = list(range(len(trial_set.trials)))
     return Prepared(
         config=config,
@@ -166,7 +166,8 @@ class TimedLoop(RunLoop):
         self.began = time.perf_counter()
 
 
-def _model(config: RunConfig, num_sessions: int) -> DecoderModel:
+def model_of(config: RunConfig, num_sessions: int) -> DecoderModel:
+    """The model of `config` with fresh weights."""
     channels = config.preprocessor.num_channels
     return build_model(
         replace(config.model, num_channels=channels, num_sessions=num_sessions, num_symbols=len(PHONEMES))
@@ -177,7 +178,7 @@ class Bare:
     """Forward, backward, AdamW: what no trainer can avoid."""
 
     def __init__(self, config: RunConfig, trial_set: PreparedTrials) -> None:
-        self.model = _model(config, len(trial_set.sessions))
+        self.model = model_of(config, len(trial_set.sessions))
         self.optimizer = build_optimizer(self.model, config.training.optimizer)
         self.batch = collate(trial_set, range(config.training.batch_size))
 

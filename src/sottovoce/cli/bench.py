@@ -7,6 +7,7 @@ import json
 
 import torch
 
+from sottovoce.bench.distillation import bench_distillation
 from sottovoce.bench.encoder import bench_encoder
 from sottovoce.bench.guard import bench_guard
 from sottovoce.bench.rows import HEADER, conditions
@@ -15,6 +16,7 @@ from sottovoce.bench.transducer_loss import bench_transducer_loss
 from sottovoce.core.errors import ConfigurationError
 
 BENCHMARKS = {
+    "distillation": bench_distillation,
     "encoder": bench_encoder,
     "guard": bench_guard,
     "train-step": bench_train_step,

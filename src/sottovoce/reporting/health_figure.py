@@ -64,8 +64,9 @@ def health_figure(run: RunFiles, findings: Sequence[Finding]) -> str:
 
 def _loss(run: RunFiles) -> list[Panel]:
     """The decoders' losses, in the unit of the validation's; the total, which may have another, only without them."""
-    names, unit = {"train/ctc_loss": "CTC", "val/loss": "CTC on validation", "train/transducer_loss": "transducer"}, ""
-    if "train/ctc_loss" in run.curves or "train/transducer_loss" in run.curves:
+    ours = {"train/ctc_loss": "CTC", "train/transducer_loss": "transducer", "train/distillation_loss": "teachers"}
+    names, unit = {"train/ctc_loss": "CTC", "val/loss": "CTC on validation", **ours}, ""
+    if ours.keys() & run.curves.keys():
         unit = " per utterance"
     else:
         names = {"train/loss": "train", "val/loss": "validation"}

@@ -20,19 +20,19 @@ def training_section(run: RunFiles) -> str:
     """A chart for everything that the run has written metrics for; stages begin where a name stands."""
     branches = {
         "train/ctc_loss": "CTC",
+        "train/distillation_loss": "divergence from the teachers",
         "train/transducer_loss": "transducer",
         "train/mode_loss": "speaking mode",
         "train/flow_loss": "flow bridge",
     }
     skipped = [int(e["step"]) for e in run.events if e["event"] == "step_skipped"]
     unit = " ".join(["nats", *str(run.setting("training.loss_normalisation") or "").split("_")])
-    same_unit = unit in ("nats", "nats per utterance") and "train/transducer_loss" not in run.curves
+    several = {"train/transducer_loss", "train/distillation_loss"} & run.curves.keys()
+    same_unit = unit in ("nats", "nats per utterance") and not several
     losses = {"train/loss": "train", "val/loss": "validation" if same_unit else "validation (CTC, nats per utterance)"}
     charts = [
         _chart(run, "Loss", losses, unit=unit, log=_spans_decades(run, losses), marked_steps=skipped),
-        _chart(run, "Loss of each branch", branches, unit="nats per utterance", log=True)
-        if "train/transducer_loss" in run.curves
-        else "",
+        _chart(run, "Loss of each branch", branches, unit="nats per utterance", log=True) if several else "",
         _chart(
             run,
             "Error rates on validation",

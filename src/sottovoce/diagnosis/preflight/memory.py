@@ -93,10 +93,17 @@ def estimate_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Memory
     signals = size * steps * batch.signal[0, 0].numel() * batch.signal.element_size() * 2
     weights = sum(p.numel() * p.element_size() for p in subject.module.model.parameters())
     if torch.cuda.is_available() and prepared.config.trainer.accelerator != "cpu":
-        return MemoryEstimate(4 * weights, activations + signals, 0, available_to_gpu())
+        return MemoryEstimate(4 * weights + _of_teachers(subject), activations + signals, 0, available_to_gpu())
     process = held() - weights + 3 * weights
     available = available_to_cpu(prepared.config.trainer.devices)
     return MemoryEstimate(4 * weights, activations + signals, process, available)
+
+
+def _of_teachers(subject: Subject) -> int:
+    """Bytes of the weights of teachers; on a CPU the process holds them by now."""
+    teachers = subject.module.teachers
+    models = [teacher.run.model for teacher in teachers.teachers] if teachers is not None else []
+    return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
 
 
 def _kept(subject: Subject, largest: Rehearsal, size: int, frames: int, labels: int) -> int:
