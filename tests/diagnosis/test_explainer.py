@@ -21,7 +21,7 @@ from sottovoce.evaluation.scoring import Hypothesis, score
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 from sottovoce.training.run import start
-from tests.diagnosis.run_directories import STEPS, RunDirectory
+from tests.diagnosis.run_directories import STEPS, Curve, RunDirectory
 from tests.training.small_runs import overrides
 
 Change = Callable[[RunDirectory], None]
@@ -532,3 +532,31 @@ def test_a_cause_comes_before_what_it_shows(tmp_path: Path) -> None:
     details = {"severity": "warning", "evidence": "Seen.", "source": "monitor", "support": 0.5}
     run.happened(200, "clipped_to_standstill", **details)
     assert codes(run) == ["clipped_to_standstill", "not_learnt"]
+
+
+@pytest.mark.parametrize(
+    ("per", "divergence", "codes"),
+    [
+        (0.95, lambda s: 150.0, ["teacher_audio_mismatch"]),
+        (0.95, lambda s: 150 * math.exp(-s / 200), []),  # on its way
+        (0.55, lambda s: 60.0, []),
+    ],
+)
+def test_a_student_that_stays_far_from_good_teachers(
+    tmp_path: Path, per: float, divergence: Curve, codes: list[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.curves["train/distillation_loss"] = divergence
+    run.validation["val/per"] = lambda s: per + 0.001 * (400 - s) / 400
+    run.happened(0, "taught_by", teachers=["runs/a", "runs/b"], per=[0.4, 0.5])
+    found = [finding for finding in explain(run.write()) if finding.code.startswith("teacher")]
+    assert [finding.code for finding in found] == codes
+    assert all("PER of 45.0 % in their own validation, the student has 95.0 %" in f.evidence for f in found)
+
+
+def test_teachers_without_a_known_rate_are_no_reason(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.curves["train/distillation_loss"] = lambda s: 150.0
+    run.validation["val/per"] = lambda s: 0.95
+    run.happened(0, "taught_by", teachers=["runs/a"], per=[None])
+    assert not [finding for finding in explain(run.write()) if finding.code.startswith("teacher")]

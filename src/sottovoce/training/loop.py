@@ -36,6 +36,7 @@ from sottovoce.training.recorder import RunRecorder, WindowMeans
 from sottovoce.training.stage_changes import (
     announce_flow_bridge,
     announce_stage,
+    announce_teachers,
     announce_unfrozen,
     measure_flow_bridge,
     refresh_modes,
@@ -143,6 +144,7 @@ class RunLoop:
         count = sum(p.numel() for p in self.module.named.values())
         self._recorder.say(f"{self.run_dir}: {count:,} parameters, step {step} of {self.curriculum.total_steps}")
         if not self._resumed:
+            announce_teachers(self.module, self._recorder)
             announce_stage(self.module, self._recorder)
 
     def after_step(self, verdict: Verdict, metrics: dict[str, float]) -> None:

@@ -39,6 +39,13 @@ def announce_stage(module: DecoderTraining, recorder: RunRecorder | None) -> Non
         )
 
 
+def announce_teachers(module: DecoderTraining, recorder: RunRecorder) -> None:
+    """Record who teaches this run, and how well they decode."""
+    if module.teachers is not None:
+        names, rates = zip(*((t.name, t.run.validation.get("val/per")) for t in module.teachers.teachers), strict=True)
+        recorder.event(0, "taught_by", teachers=names, per=rates)
+
+
 def announce_unfrozen(module: DecoderTraining, stage: Stage, recorder: RunRecorder | None) -> None:
     """Of the components of `stage`, the one the last step belonged to, name those that the next step releases."""
     before, after = module.activity, module.curriculum.activity(module.progress.position)

@@ -23,6 +23,7 @@ from sottovoce.diagnosis.explainer import (
     rules_schedule,
     rules_selection,
     rules_stages,
+    rules_teachers,
 )
 from sottovoce.diagnosis.explainer.reading import read_run
 from sottovoce.diagnosis.explainer.run_record import RunRecord
@@ -52,6 +53,7 @@ RULES: Final[tuple[Rule, ...]] = (
     rules_blank.all_blank,
     rules_learnt.has_learnt,
     rules_learnt.validation_is_like_training,
+    rules_teachers.student_is_far_from_its_teachers,
     rules_selection.kept_checkpoint_is_the_best,
     rules_selection.gate_follows_the_metric,
     rules_selection.selection_metric_exists,

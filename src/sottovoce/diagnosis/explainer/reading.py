@@ -32,6 +32,7 @@ EVENT_FIELDS: Final[dict[str, dict[str, Any]]] = {
     "step_skipped": {"code": str, "evidence": str},
     "rolled_back": {"code": str, "evidence": str},
     "run_failed": {"message": str},
+    "taught_by": {"per": list},
 }
 """What a rule may rely on in an event, beside its step."""
 FINDING_FIELDS: Final[dict[str, Any]] = {"severity": str, "evidence": str, "source": str, "support": _NUMBER}

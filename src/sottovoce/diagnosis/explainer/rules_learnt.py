@@ -29,7 +29,7 @@ CHANCE: Final = 0.7
 
 def has_learnt(record: RunRecord) -> Iterator[Suspicion]:
     """After enough steps: neither a loss below the floor nor an error rate below that of chance."""
-    if knows_nothing(record) and _had_time(record) and not _on_its_way(record):
+    if knows_nothing(record) and had_time(record) and not _on_its_way(record):
         yield suspect("not_learnt", f"{how_it_stands(record)}.", step=record.metric("val/loss").steps[-1], support=0.9)
 
 
@@ -90,7 +90,7 @@ def _last_validation(record: RunRecord) -> tuple[int, float, float | None] | Non
     return (losses.steps[-1], losses.values[-1], record.metric("val/per").at(losses.steps[-1])) if losses else None
 
 
-def _had_time(record: RunRecord) -> bool:
+def had_time(record: RunRecord) -> bool:
     """The last stage has had the steps that a slow start may take."""
     if record.config is None or record.metric("val/loss").steps[-1] - comparable_from(record) < FEWEST_STEPS:
         return False
