@@ -3,8 +3,7 @@
 It knows interactions. What is wrong by itself is refused by the configuration's own checks; what needs the data or the
 model at work is for the preflight. No shipped recipe gets an error or a warning.
 
-Two rows of the catalogue cannot be written down yet: session adapters in front of a transformer
-(`adapter_with_transformer`), for no encoder is one, and distillation without labels, for nothing distils.
+One row of the catalogue cannot be written down yet: distillation without labels, for nothing distils.
 """
 
 from __future__ import annotations
@@ -68,6 +67,7 @@ def lint(config: RunConfig, prepared: Prepared | None = None) -> list[Finding]:
         *_schedule(config, steps),
         *_never_happens(config, prepared, steps),
         *_selection(config, prepared),
+        *_adapter(config, prepared),
         *without_effect(config, prepared),
     ]
     if prepared is not None:
@@ -298,6 +298,18 @@ def _selection(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding
             f"There are no validation trials: {training.selection_metric} is never computed and no checkpoint chosen.",
             "note",
         )
+
+
+def _adapter(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]:
+    """A matrix for each session in front of an encoder that normalises what comes in and has no need of it."""
+    if config.model.transformer is None or config.model.session_adapter is None:
+        return
+    channels = config.preprocessor.num_channels
+    size = f"each session has {channels * (channels + 1):,} weights of its own"
+    if prepared is not None:
+        sessions = {prepared.trial_set.trials[i].session for i in prepared.train_indices}
+        size += f" and on average {len(prepared.train_indices) / len(sessions):.0f} training trials to learn them from"
+    yield _finding("adapter_with_transformer", f"model.session_adapter in front of model.transformer: {size}.")
 
 
 def _decayed_biases(prepared: Prepared) -> Iterator[Finding]:
