@@ -47,7 +47,7 @@ class TransformerConfig:
     input_dropout: float = 0.2
     """On the embedded frames, in [0, 1)."""
     bidirectional: bool = True
-    """False: causal, a frame sees itself and those before it."""
+    """False: causal as published, a frame sees itself and those before it."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "expansion"):

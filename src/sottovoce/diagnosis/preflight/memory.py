@@ -81,7 +81,8 @@ def estimate_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Memory
 
     Estimate over the measured peak of a process that takes three steps of the longest trial of 7.7 s, 64 channels, on a
     CPU: `demo` 0.97 (batches of 16) and 0.96 (128), three GRU layers of 256 units with the patches of `t15_gru` 1.00
-    (16) and 0.95 (64), `mode_ssm_small` with its transducer 1.02 (8) and 1.07 (32).
+    (16) and 0.95 (64), `mode_ssm_small` with its transducer 1.02 (8) and 1.07 (32). With 9 s, a transformer of four
+    layers of 192 in place of the GRU of `demo`: 1.08 (16) and 0.98 (64).
     A run of `demo` in batches of 128, validation and all: 1.04.
     """
     prepared, batch = subject.prepared, subject.batch
