@@ -301,7 +301,7 @@ def _selection(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding
 
 
 def _adapter(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]:
-    """A matrix for each session in front of an encoder that normalises what comes in and has no need of it."""
+    """A matrix for each session, in front of an encoder that was published without: worth a comparison, no fault."""
     if config.model.transformer is None or config.model.session_adapter is None:
         return
     channels = config.preprocessor.num_channels
