@@ -145,3 +145,19 @@ def test_a_metric_that_needs_texts_the_data_do_not_have(prepared: Prepared) -> N
 def test_the_groups_of_the_real_optimizer_are_looked_at(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer_module, "group_of", lambda name: "other")
     assert "weight_decay_on_biases" in _loud(lint(prepared.config, prepared))
+
+
+@pytest.mark.parametrize("given", [("model.gru=null", "model.transformer={}", "model.session_adapter=null"), ()])
+def test_a_transformer_or_an_adapter_alone_is_no_interaction(given: tuple[str, ...]) -> None:
+    assert "adapter_with_transformer" not in {f.code for f in _lint("recipe=demo", *given)}
+
+
+def test_an_adapter_before_a_transformer_says_what_each_session_has(tiny_t15: Path, tmp_path: Path) -> None:
+    given = overrides(tiny_t15, tmp_path, "lint", "model.gru=null", "model.transformer={width: 8, layers: 1, heads: 2}")
+    prepared = prepare(compose_config(given))
+    (finding,) = [f for f in lint(prepared.config, prepared) if f.code == "adapter_with_transformer"]
+    assert "272 weights" in finding.evidence  # 16 channels: a matrix and a bias
+    sessions = {prepared.trial_set.trials[i].session for i in prepared.train_indices}
+    assert f"{len(prepared.train_indices) / len(sessions):.0f} training trials" in finding.evidence
+    assert (finding.severity, finding.override) == ("note", "")  # measured: adapters did no harm
+    assert "model.session_adapter=null" in finding.fix

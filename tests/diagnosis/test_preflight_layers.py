@@ -18,7 +18,7 @@ from sottovoce.diagnosis.preflight.layers import check_layers, check_precision
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.features import pipeline as feature_pipeline
 from sottovoce.features.pipeline import FeaturePipeline
-from sottovoce.models import ssm, stem
+from sottovoce.models import ssm, stem, transformer
 from sottovoce.models.gru import GRUEncoder
 from sottovoce.models.patching import PatchConfig, patches
 from sottovoce.models.ssm_mamba2 import Mamba2
@@ -48,6 +48,12 @@ def blocks(subject: Subject) -> list[Mamba2]:
         ("model.stem.normalisation=batch", "training.precision=bfloat16"),
         ("model.stem=null", "model.ssm.bidirectional=false", "model.ssm.residual=layer"),
         ("model.ssm=null", "model.conv={width: 8, num_blocks: 1, stride: 1}"),
+        ("model.ssm=null", "model.transformer={width: 8, layers: 2, heads: 2}"),
+        (
+            "model.stem=null",
+            "model.ssm=null",
+            "model.transformer={width: 8, layers: 2, heads: 2, bidirectional: false}",
+        ),
     ],
 )
 def test_healthy_layers_get_nothing_and_stay_as_they_were(tiny_t15: Path, more: tuple[str, ...]) -> None:
@@ -253,9 +259,38 @@ def test_a_layer_of_another_size(tiny_t15: Path) -> None:
     assert codes(check_layers(subject))[0] == "backend_replaced"
 
 
+def test_a_transformer_with_other_heads_or_directions(tiny_t15: Path) -> None:
+    given = ("model.ssm=null", "model.transformer={width: 8, layers: 2, heads: 2}")
+    subject = ssm_subject(tiny_t15, *given)
+    subject.module.model.encoder = transformer.TransformerEncoder(transformer.TransformerConfig(8, 2, heads=4), 16)
+    assert codes(check_layers(subject))[0] == "backend_replaced"
+    subject = ssm_subject(tiny_t15, *given)
+    encoder = subject.module.model.encoder
+    assert isinstance(encoder, transformer.TransformerEncoder)
+    encoder.distance.bidirectional = False
+    (finding,) = check_layers(subject)
+    assert finding.code == "backend_replaced"
+    assert "both directions" in finding.evidence
+
+
+def test_attention_that_looks_at_the_padding(tiny_t15: Path, monkeypatch: Patch) -> None:
+    subject = ssm_subject(tiny_t15, "model.ssm=null", "model.transformer={width: 8, layers: 2, heads: 2}")
+
+    def unmasked(lengths_B: torch.Tensor, num_frames: int) -> torch.Tensor:
+        return torch.ones(len(lengths_B), num_frames, dtype=torch.bool)
+
+    monkeypatch.setattr(transformer, "valid_mask", unmasked)
+    (finding,) = check_layers(subject)
+    assert finding.code == "padding_dependence"
+    assert "encoder" in finding.evidence
+
+
 def test_whole_trial_features_before_a_causal_encoder(tiny_t15: Path) -> None:
     (finding,) = check_layers(gru_subject(tiny_t15, "preprocessor.normalisation=trial"))
     assert (finding.code, finding.severity) == ("noncausal_normalisation", "note")
     (finding,) = check_layers(ssm_subject(tiny_t15, "model.ssm.bidirectional=false"))
     assert (finding.code, finding.severity) == ("noncausal_normalisation", "warning")
     assert "model.stem" in finding.evidence
+    causal = ("model.ssm=null", "model.transformer={width: 8, layers: 1, heads: 2, bidirectional: false}")
+    (finding,) = check_layers(ssm_subject(tiny_t15, *causal))
+    assert (finding.code, finding.severity) == ("noncausal_normalisation", "warning")

@@ -20,13 +20,14 @@ from sottovoce.training.preparation import prepare
 GIB = 1 << 30
 DEMO = ("recipe=demo", "model.gru.units=24")
 CURRICULUM = ("recipe=mode_ssm_small", "model.stem.width=32", "model.ssm={layers: 2, width: 32, head_size: 8}")
+TRANSFORMER = ("recipe=demo", "model.gru=null", "model.transformer={width: 8, layers: 3, heads: 8}")
 
 
 def configured(data: Path, *more: str) -> tuple[str, ...]:
     return (*more, f"data.data_root={data}", "preprocessor.num_channels=16", "data.num_workers=0")
 
 
-@pytest.mark.parametrize("recipe", [DEMO, CURRICULUM], ids=["gru", "transducer"])
+@pytest.mark.parametrize("recipe", [DEMO, CURRICULUM, TRANSFORMER], ids=["gru", "transducer", "transformer"])
 @pytest.mark.parametrize("size", [2, 12])
 def test_the_estimate_is_what_a_batch_of_the_longest_trial_keeps(
     recipe: tuple[str, ...], size: int, tiny_t15: Path

@@ -58,6 +58,17 @@ def test_an_infeasible_target_comes_back_bit_for_bit(tiny_t15: Path, tmp_path: P
     assert "comes back, bit for bit" in summary(found)
 
 
+def test_a_step_of_a_transformer_comes_back_bit_for_bit(tiny_t15: Path, tmp_path: Path) -> None:
+    encoder = ("model.gru=null", "model.session_adapter=null", "model.transformer={width: 16, layers: 2, heads: 2}")
+    bad: list[str] = []
+    found = replayed(tiny_t15, tmp_path, lambda p, r: bad.append(long_labels(p, r)), *encoder)
+    assert found.reproduced
+    assert found.exact
+    assert found.isolation.whole.gradients == found.capsule.verdict.gradients
+    assert [f.code for f in found.findings] == ["ctc_infeasible"]
+    assert found.isolation.trials == (bad[0],)
+
+
 def test_padded_labels(tiny_t15: Path, tmp_path: Path) -> None:
     def inject(prepared: Prepared, loop: RunLoop) -> None:
         from dataclasses import replace

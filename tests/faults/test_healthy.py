@@ -12,6 +12,12 @@ from tests.faults.conftest import SceneOn
 from tests.faults.scene import Base, Exhibit, Scene, findings_of, record
 from tests.faults.teachers import ask
 
+TRANSFORMER = (
+    "model.gru=null",
+    "model.ssm=null",
+    "model.session_adapter=null",
+    "model.transformer={width: 32, layers: 2, heads: 4, dropout: 0.1, input_dropout: 0.1}",
+)
 RUNS: tuple[tuple[Base, tuple[str, ...]], ...] = (
     *(("gru", (f"seed={seed}",)) for seed in range(1, 7)),
     *(("gru", ("model.session_adapter=null", f"seed={seed}")) for seed in (11, 12)),
@@ -26,6 +32,8 @@ RUNS: tuple[tuple[Base, tuple[str, ...]], ...] = (
     *(("curriculum", ("training.loss_scaling=length", f"seed={seed}")) for seed in (5,)),
     *(("curriculum", ("training.loss_scaling=gradient_norm", f"seed={seed}")) for seed in (6,)),
     *(("recordings", (f"seed={seed}",)) for seed in (1, 2, 3, 4)),
+    *(("gru", (*TRANSFORMER, "training.optimizer.lr=0.002", f"seed={seed}")) for seed in (18, 19)),
+    *(("curriculum", (*TRANSFORMER, f"seed={seed}")) for seed in (7,)),
 )
 """Small models on the museum's own data sets: the runs that the exhibits spoil."""
 QUICK = (0, 6, 17)

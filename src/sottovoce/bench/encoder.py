@@ -1,4 +1,4 @@
-"""What a training step of the state-space encoder costs, forward and backward, beside a GRU on the same input.
+"""What a training step of the state-space encoder costs, forward and backward, beside others on the same input.
 
 All take turns in one process; memory is measured in a process of its own for each, as the rise of the peak resident
 size over that of a process that has already taken a very small step.
@@ -22,8 +22,11 @@ from sottovoce.models.gru import GRUConfig, GRUEncoder
 from sottovoce.models.ssm import Block, SSMEncoder
 from sottovoce.models.ssm_config import SSMConfig
 from sottovoce.models.ssm_reference import ssd_by_frames
+from sottovoce.models.transformer import TransformerConfig, TransformerEncoder
 
 WARM_UP_STEPS = 2
+HEAD_SIZE = 64
+"""Of the transformer: that of the default encoder."""
 PROCESS_STATUS = Path("/proc/self/status")
 
 
@@ -78,6 +81,9 @@ CONTESTANTS: dict[str, Callable[[Shape], nn.Module]] = {
         SSMConfig(kind="mamba1", layers=s.layers, width=s.width, state_size=16), s.width
     ),
     "… frame by frame": _by_frames,
+    "transformer": lambda s: TransformerEncoder(
+        TransformerConfig(s.width, s.layers, heads=s.width // HEAD_SIZE, dropout=s.settings.dropout), s.width
+    ),
     "GRU, our backward pass": lambda s: GRUEncoder(GRUConfig(s.gru_units, s.gru_layers, s.settings.dropout), s.width),
     "GRU, torch.nn.GRU": _TorchGRU,
 }

@@ -2,9 +2,6 @@
 
 It knows interactions. What is wrong by itself is refused by the configuration's own checks; what needs the data or the
 model at work is for the preflight. No shipped recipe gets an error or a warning.
-
-One row of the catalogue cannot be written down yet: session adapters in front of a transformer
-(`adapter_with_transformer`), for no encoder is one.
 """
 
 from __future__ import annotations
@@ -69,6 +66,7 @@ def lint(config: RunConfig, prepared: Prepared | None = None) -> list[Finding]:
         *_never_happens(config, prepared, steps),
         *_selection(config, prepared),
         *_labels(config),
+        *_adapter(config, prepared),
         *without_effect(config, prepared),
     ]
     if prepared is not None:
@@ -309,6 +307,18 @@ def _labels(config: RunConfig) -> Iterator[Finding]:
             "training.distillation.weight=1: the CTC loss with labels has no weight and is not computed; all that is "
             "learnt comes from the teachers.",
         )
+
+
+def _adapter(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]:
+    """A matrix for each session, in front of an encoder that was published without: worth a comparison, no fault."""
+    if config.model.transformer is None or config.model.session_adapter is None:
+        return
+    channels = config.preprocessor.num_channels
+    size = f"each session has {channels * (channels + 1):,} weights of its own"
+    if prepared is not None:
+        sessions = {prepared.trial_set.trials[i].session for i in prepared.train_indices}
+        size += f" and on average {len(prepared.train_indices) / len(sessions):.0f} training trials to learn them from"
+    yield _finding("adapter_with_transformer", f"model.session_adapter in front of model.transformer: {size}.")
 
 
 def _decayed_biases(prepared: Prepared) -> Iterator[Finding]:

@@ -24,8 +24,9 @@ from sottovoce.models.ssm import SSMEncoder
 from sottovoce.models.ssm_config import Modulation, SSMConfig
 from sottovoce.models.stem import Stem, StemConfig
 from sottovoce.models.transducer import TransducerConfig, TransducerHead
+from sottovoce.models.transformer import TransformerConfig, TransformerEncoder
 
-ENCODERS = ("gru", "conv", "ssm")
+ENCODERS = ("gru", "conv", "ssm", "transformer")
 COMPONENT_OF: Final = {
     "session_adapter": "preprocessor",
     "stem": "preprocessor",
@@ -62,6 +63,7 @@ class ModelConfig:
     gru: GRUConfig | None = None
     conv: ConvConfig | None = None
     ssm: SSMConfig | None = None
+    transformer: TransformerConfig | None = None
     transducer: TransducerConfig | None = None
     """Absent: CTC is the only decoder."""
     speaking_mode: SpeakingModeConfig | None = None
@@ -204,11 +206,13 @@ class DecoderModel(nn.Module):
         return self.ctc_logits(encoded), encoded.lengths_B
 
 
-def _encoder(config: ModelConfig, input_size: int) -> GRUEncoder | ConvEncoder | SSMEncoder:
+def _encoder(config: ModelConfig, input_size: int) -> GRUEncoder | ConvEncoder | SSMEncoder | TransformerEncoder:
     if config.gru is not None:
         return GRUEncoder(config.gru, input_size)
     if config.ssm is not None:
         return SSMEncoder(config.ssm, input_size)
+    if config.transformer is not None:
+        return TransformerEncoder(config.transformer, input_size)
     assert config.conv is not None
     return ConvEncoder(config.conv, input_size)
 

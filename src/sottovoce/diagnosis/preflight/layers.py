@@ -20,7 +20,7 @@ from sottovoce.diagnosis.preflight.numbers import half_precision_parts
 from sottovoce.diagnosis.preflight.padding import check_padding
 from sottovoce.diagnosis.preflight.ssm import check_ssm, decays_in_low_precision, needs_another_device
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.models import compose, conv, gru, ssm, ssm_cuda, ssm_mamba1, ssm_mamba2
+from sottovoce.models import compose, conv, gru, ssm, ssm_cuda, ssm_mamba1, ssm_mamba2, transformer
 from sottovoce.models.compose import DecoderModel, ModelConfig
 
 SHIFT_TOLERANCE: Final = 1e-3
@@ -31,6 +31,13 @@ FUTURE_TOLERANCE: Final = 1e-4
 EARLY: Final = 0.25
 """Share of a trial that counts as early; the second half is changed."""
 FULL: Final = (torch.float32, torch.float64)
+ENCODER_CLASSES: Final[dict[str, type[nn.Module]]] = {
+    "gru": gru.GRUEncoder,
+    "conv": conv.ConvEncoder,
+    "ssm": ssm.SSMEncoder,
+    "transformer": transformer.TransformerEncoder,
+}
+"""What each encoder's section of the configuration must have made."""
 
 
 def check_precision(subject: Subject) -> Iterator[Finding]:
@@ -76,9 +83,8 @@ def replaced_parts(subject: Subject) -> Iterator[Finding]:
 
 def _classes(config: ModelConfig, model: DecoderModel) -> Iterator[tuple[str, str, str]]:
     """What asks, the class or size it asks for, and what is there."""
-    encoders: dict[str, type[nn.Module]] = {"gru": gru.GRUEncoder, "conv": conv.ConvEncoder, "ssm": ssm.SSMEncoder}
-    asked = next(name for name in encoders if getattr(config, name) is not None)
-    yield f"model.{asked}", encoders[asked].__name__, type(model.encoder).__name__
+    asked = next(name for name in compose.ENCODERS if getattr(config, name) is not None)
+    yield f"model.{asked}", ENCODER_CLASSES[asked].__name__, type(model.encoder).__name__
     optional: tuple[tuple[str, object, object], ...] = (
         ("session_adapter", config.session_adapter, model.session_adapter),
         ("stem", config.stem, model.stem),
@@ -104,6 +110,10 @@ def _classes(config: ModelConfig, model: DecoderModel) -> Iterator[tuple[str, st
             yield "model.ssm.kind", kinds[config.ssm.kind].__name__, type(block.ssm).__name__
             by_kernel = getattr(block.ssm.scan, "func", None) is ssm_cuda.mamba_ssm_scan
             yield "model.ssm.backend", config.ssm.backend, "mamba_ssm" if by_kernel else "torch"
+    if config.transformer is not None and isinstance(model.encoder, transformer.TransformerEncoder):
+        seen = {True: "both directions", False: "the past alone"}
+        wanted_directions, got = config.transformer.bidirectional, model.encoder.distance.bidirectional
+        yield "model.transformer.bidirectional", seen[wanted_directions], seen[got]
 
 
 def _presence(part: object) -> str:
@@ -135,11 +145,13 @@ def smoothing_shift(subject: Subject) -> Iterator[Finding]:
 def looks_ahead(subject: Subject) -> Iterator[Finding]:
     """A causal encoder behind features that need the whole trial: what is decoded is no stream.
 
-    A causal state-space encoder is asked for to decode streams, a GRU is causal anyway: there it is only worth knowing.
+    A causal encoder that could also look ahead is asked for to decode streams, a GRU is causal anyway: there it is only
+    worth knowing.
     """
     config = subject.prepared.config.model
-    causal_ssm = config.ssm is not None and not config.ssm.bidirectional
-    if not causal_ssm and config.gru is None:
+    sections = (config.ssm, config.transformer)
+    causal_by_choice = any(section is not None and not section.bidirectional for section in sections)
+    if not causal_by_choice and config.gru is None:
         return
     module, batch = subject.module, subject.part(subject.whole).batch
     first = replace(batch.map_tensors(lambda x: x[:1]), trial_ids=batch.trial_ids[:1])
@@ -164,7 +176,7 @@ def looks_ahead(subject: Subject) -> Iterator[Finding]:
             f"When the second half of a trial changes, {where} of its first quarter change by {change:.2g} of their "
             "size; the encoder behind them is causal.",
             "preflight",
-            severity=None if causal_ssm else "note",
+            severity=None if causal_by_choice else "note",
         )
 
 

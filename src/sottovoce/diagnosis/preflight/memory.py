@@ -76,12 +76,13 @@ def estimate_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Memory
     """Bytes of `training.batch_size` trials as long as the longest of training, in the stage that keeps the most.
 
     What autograd saves is made of four parts: what there is once (transposed weights), what there is for each trial
-    (its session's layer), for each frame, and for each cell of a transducer's lattice. Forward passes of batches that
-    differ in one of these sizes tell the parts apart.
+    (its session's layer), for each frame, and for each cell of a transducer's lattice; a transformer adds a fifth, for
+    each pair of frames. Forward passes of batches that differ in one of these sizes tell the parts apart.
 
     Estimate over the measured peak of a process that takes three steps of the longest trial of 7.7 s, 64 channels, on a
     CPU: `demo` 0.97 (batches of 16) and 0.96 (128), three GRU layers of 256 units with the patches of `t15_gru` 1.00
-    (16) and 0.95 (64), `mode_ssm_small` with its transducer 1.02 (8) and 1.07 (32).
+    (16) and 0.95 (64), `mode_ssm_small` with its transducer 1.02 (8) and 1.07 (32). With 9 s, a transformer of four
+    layers of 192 in place of the GRU of `demo`: 1.08 (16) and 0.98 (64).
     A run of `demo` in batches of 128, validation and all: 1.04.
     """
     prepared, batch = subject.prepared, subject.batch
@@ -114,14 +115,22 @@ def _kept(subject: Subject, largest: Rehearsal, size: int, frames: int, labels: 
     saved = largest.saved_bytes
     of_twice, of_longer = (saved_bytes(subject, moment, other) for other in (_twice(batch), longer))
     per_frame = max(of_longer - saved, 0) / (len(batch) * (frames_of[1] - frames_of[0]))
-    per_trial = max((of_twice - saved) / len(batch) - per_frame * frames_of[0], 0.0)
+    per_pair = 0.0
+    if subject.prepared.config.model.transformer is not None:  # attention: growth is the steeper, the longer the trials
+        half = _longer(batch, LONGER // 2)
+        between = shortest_frames(subject.prepared, half.signal.shape[1])
+        gentler = (saved_bytes(subject, moment, half) - saved) / (len(batch) * (between - frames_of[0]))
+        per_pair = max((per_frame - gentler) / (frames_of[1] - between), 0.0)
+        per_frame -= per_pair * sum(frames_of)
+    per_trial = max((of_twice - saved) / len(batch) - per_frame * frames_of[0] - per_pair * frames_of[0] ** 2, 0.0)
     once = max(2 * saved - of_twice, 0)
     per_cell, cells = 0.0, batch.labels_BU.shape[1]
     if "rnnt" in moment.activity.weights and cells:
         more = saved_bytes(subject, moment, _more_labels(longer, LONGER)) - of_longer
         per_cell = max(more, 0) / (len(batch) * frames_of[1] * (LONGER - 1) * cells)
         per_frame = max(per_frame - per_cell * (cells + 1), 0.0)
-    return int(TEMPORARIES * (once + size * (per_trial + frames * (per_frame + per_cell * (labels + 1)))))
+    of_a_frame = per_frame + per_cell * (labels + 1) + per_pair * frames
+    return int(TEMPORARIES * (once + size * (per_trial + frames * of_a_frame)))
 
 
 def _twice(batch: Batch) -> Batch:
