@@ -91,3 +91,8 @@ def found(
         support=support,
         tell_apart=entry.tell_apart,
     )
+
+
+def linted(code: str, evidence: str, severity: Severity | None = None, fix: str = "", support: float = 1.0) -> Finding:
+    """A finding of the linter."""
+    return found(code, evidence, "linter", severity=severity, fix=fix, support=support)

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.causes import found
+from sottovoce.diagnosis.causes import linted
 from sottovoce.evaluation.config import EvaluationConfig
 from sottovoce.training.config import RunConfig, TrainingConfig
 from sottovoce.training.preparation import Prepared
@@ -99,11 +99,11 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
         )
     for key, (applies, why) in conditions.items():
         if applies:
-            yield found("unread_config_key", f"{key} is set, but {why}.", "linter", fix=f"leave {key} out")
+            yield linted("unread_config_key", f"{key} is set, but {why}.", fix=f"leave {key} out")
     if config.data.use_length_bucketing and prepared is not None and _batch(config) >= len(prepared.train_indices):
         # recipes set it for data of any size: nothing for a user to mend
         why = f"data.use_length_bucketing does nothing here: a batch holds all {len(prepared.train_indices)} trials."
-        yield found("unread_config_key", why, "linter", severity="note", fix="nothing needs to be done")
+        yield linted("unread_config_key", why, "note", fix="nothing needs to be done")
 
 
 def _batch(config: RunConfig) -> int:
