@@ -545,7 +545,7 @@ def test_a_cause_comes_before_what_it_shows(tmp_path: Path) -> None:
 def test_a_student_that_stays_far_from_good_teachers(
     tmp_path: Path, per: float, divergence: Curve, codes: list[str]
 ) -> None:
-    run = RunDirectory(tmp_path)
+    run = RunDirectory(tmp_path, "training.preflight=false")
     run.curves["train/distillation_loss"] = divergence
     run.validation["val/per"] = lambda s: per + 0.001 * (400 - s) / 400
     run.happened(0, "taught_by", teachers=["runs/a", "runs/b"], per=[0.4, 0.5])
@@ -555,8 +555,16 @@ def test_a_student_that_stays_far_from_good_teachers(
 
 
 def test_teachers_without_a_known_rate_are_no_reason(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
+    run = RunDirectory(tmp_path, "training.preflight=false")
     run.curves["train/distillation_loss"] = lambda s: 150.0
     run.validation["val/per"] = lambda s: 0.95
     run.happened(0, "taught_by", teachers=["runs/a"], per=[None])
+    assert not [finding for finding in explain(run.write()) if finding.code.startswith("teacher")]
+
+
+def test_a_student_that_preflight_has_looked_at_is_too_small_rather_than_taught_wrongly(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.curves["train/distillation_loss"] = lambda s: 150.0
+    run.validation["val/per"] = lambda s: 0.95
+    run.happened(0, "taught_by", teachers=["runs/a"], per=[0.4])
     assert not [finding for finding in explain(run.write()) if finding.code.startswith("teacher")]

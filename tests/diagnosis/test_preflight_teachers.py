@@ -13,6 +13,7 @@ import yaml
 
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import Batch
+from sottovoce.data.loading import open_data
 from sottovoce.diagnosis.preflight.preflight import preflight
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.teachers import check_teachers
@@ -78,9 +79,11 @@ def numbered(prepared: Prepared) -> Prepared:
     return replace(prepared, teachers=Teachers(teachers, config, prepared.trial_set, 0))
 
 
-def test_healthy_teachers_get_no_finding(student: Callable[..., Prepared], teacher: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(teacher, tmp_path / "copy")
-    prepared = student(teachers=(teacher, copy))
+def test_healthy_teachers_get_no_finding(
+    student: Callable[..., Prepared], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(monkeypatch, 0, 0)
+    prepared = numbered(student(teachers=(teacher, shutil.copytree(teacher, tmp_path / "copy"))))
     assert findings(prepared) == []
     assert [finding for finding in preflight(prepared) if finding.severity != "note"] == []
 
@@ -123,7 +126,7 @@ def test_other_features(
 def test_other_frames(student: Callable[..., Prepared]) -> None:
     (finding,) = findings(student("model.patch.stride=2"))
     assert finding.code == "teacher_audio_mismatch"
-    assert "4 bins a frame there, 2 here" in finding.evidence
+    assert "(4 bins a frame there, 2 here)" in finding.evidence
 
 
 def test_a_frame_less_than_the_formula_says(student: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,15 +166,40 @@ def test_the_recordings_of_other_trials(student: Callable[..., Prepared], monkey
     assert "fits the labels of another trial better" in finding.evidence
 
 
-def test_far_worse_than_its_own_validation(student: Callable[..., Prepared]) -> None:
-    prepared = student()
+def with_teacher(prepared: Prepared, **validation: float) -> Prepared:
+    """Its teacher with another record of its validation."""
     assert prepared.teachers is not None
     (known,) = prepared.teachers.teachers
-    better = replace(known, run=replace(known.run, validation={"val/per": 0.2}))
-    teachers = Teachers([better], prepared.config.training.distillation, prepared.trial_set, 0)
-    (finding,) = findings(replace(prepared, teachers=teachers))
-    assert finding.code == "teacher_audio_mismatch"
+    other = replace(known, run=replace(known.run, validation={f"val/{key}": rate for key, rate in validation.items()}))
+    return replace(prepared, teachers=Teachers([other], prepared.config.training.distillation, prepared.trial_set, 0))
+
+
+def test_far_worse_than_its_own_validation(student: Callable[..., Prepared]) -> None:
+    (finding,) = findings(with_teacher(student(), per=0.2))
+    assert (finding.code, finding.severity) == ("teacher_audio_mismatch", "warning")
     assert "20.0 % in its own validation" in finding.evidence
+
+
+def test_it_is_the_ctc_head_that_teaches(student: Callable[..., Prepared]) -> None:
+    (finding,) = findings(with_teacher(student(), per=0.2, ctc_per=0.95))
+    assert finding.code == "weak_teacher"
+    (finding,) = findings(with_teacher(student(), per=12.6, ctc_per=0.2))
+    assert finding.code == "teacher_audio_mismatch"
+
+
+def test_a_teacher_that_decodes_nothing(student: Callable[..., Prepared]) -> None:
+    (finding,) = findings(with_teacher(student()))
+    assert (finding.code, finding.severity) == ("weak_teacher", "warning")
+    assert "it was never validated" in finding.evidence
+
+
+def test_speakers_that_are_new_to_a_teacher_may_be_hard_for_it(student: Callable[..., Prepared]) -> None:
+    prepared = with_teacher(student(), per=0.2)
+    assert prepared.teachers is not None
+    trials = tuple(replace(trial, speaker="cleo") for trial in prepared.trial_set.trials)
+    prepared.trial_set.trials = trials
+    (finding,) = findings(prepared)
+    assert finding.code == "weak_teacher"
 
 
 @pytest.mark.parametrize(("late", "codes"), [(0, []), (1, ["teacher_spikes_misaligned"])])
@@ -215,16 +243,54 @@ def test_a_teacher_that_has_heard_the_validation(
     plain = student()
     copy = shutil.copytree(teacher, tmp_path / "copy")
     write_heard(copy, Heard.of(plain.trial_set.trials))
-    (finding,) = findings(student(teachers=(copy,)))
+    finding = findings(student(teachers=(copy,)))[0]
     assert (finding.code, finding.severity) == ("teacher_heard_test_speaker", "warning")
     assert f"{len(plain.val_indices)} of the {len(plain.val_indices)} validation trials" in finding.evidence
 
 
-def test_the_trial_of_another_data_set_is_another_trial(student: Callable[..., Prepared]) -> None:
-    trial = student().trial_set.trials[0]
-    assert fingerprint(trial) == fingerprint(replace(trial, file=Path("elsewhere"), labels=None))
-    for other in (replace(trial, num_steps=trial.num_steps + 1), replace(trial, speaker="F02")):
-        assert fingerprint(other) != fingerprint(trial)
+def test_a_leak_is_not_hidden_by_a_milder_one(
+    student: Callable[..., Prepared], teacher: Path, tmp_path: Path, tiny_t15: Path
+) -> None:
+    plain = student()
+    config = plain.config
+    test = open_data(config.data, config.preprocessor, ("test",), config.seed).trials
+    mild, severe = (shutil.copytree(teacher, tmp_path / name) for name in ("mild", "severe"))
+    write_heard(mild, Heard.of(plain.trial_set.trials))
+    write_heard(severe, Heard.of(test))
+    for order in ((mild, severe), (severe, mild)):
+        finding = findings(student(teachers=order))[0]
+        assert (finding.code, finding.severity) == ("teacher_heard_test_speaker", "error")
+        assert f"{severe} was trained on {len(test)} of the {len(test)} test trials" in finding.evidence
+
+
+def test_sessions_that_no_teacher_has_an_adapter_for(tiny_t15: Path, tmp_path: Path) -> None:
+    narrow = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "narrow", "data.max_sessions=1"))))
+    asked = f"training.distillation.teachers=[{narrow}]"
+    prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, "student", asked)))
+    (finding,) = [f for f in findings(prepared) if f.code == "untaught_trials"]
+    assert (finding.code, finding.severity) == ("untaught_trials", "note")
+    assert "have no teacher that has an adapter for the session, e.g. " in finding.evidence
+
+
+def test_nobody_may_teach_anybody(tmp_path: Path) -> None:
+    write_recordings(tmp_path / "voices")
+    places = (f"data.data_root={tmp_path / 'voices'}", f"runs_dir={tmp_path}", "run_name=all", "training.steps=2")
+    small = ("recipe=recordings", "training.scheduler.warmup_steps=1", "training.num_threads=1", *places)
+    teacher = start(prepare(compose_config([*small])))
+    asked = (f"training.distillation.teachers=[{teacher}]", "training.distillation.out_of_fold=true")
+    prepared = prepare(compose_config([*small, *asked]))
+    (finding,) = findings(prepared)
+    assert (finding.code, finding.severity) == ("untaught_trials", "error")
+    assert "and has not heard the speaker" in finding.evidence
+    assert [f.code for f in preflight(prepared) if f.severity == "error"] == ["untaught_trials"]
+
+
+def test_a_trial_stays_the_same_when_its_text_is_corrected(student: Callable[..., Prepared]) -> None:
+    trial, other = student().trial_set.trials[:2]
+    corrected = replace(trial, file=Path("elsewhere"), labels=None, text="other", speaker="F02")
+    assert fingerprint(corrected) == fingerprint(trial)
+    for different in (other, replace(trial, num_steps=trial.num_steps + 1)):
+        assert fingerprint(different) != fingerprint(trial)
 
 
 def test_a_teacher_that_has_heard_a_held_out_speaker(tmp_path: Path) -> None:
@@ -238,9 +304,11 @@ def test_a_teacher_that_has_heard_a_held_out_speaker(tmp_path: Path) -> None:
     assert "was trained on ada, held out here" in finding.evidence
 
 
-def test_a_teacher_of_an_older_version_is_taken(
+def test_a_teacher_that_does_not_say_what_it_has_heard(
     student: Callable[..., Prepared], teacher: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(teacher, tmp_path / "copy")
     (copy / FILE_NAME).unlink()
-    assert findings(student(teachers=(copy,))) == []
+    finding = findings(student(teachers=(copy,)))[0]
+    assert (finding.code, finding.severity) == ("teacher_heard_test_speaker", "warning")
+    assert "does not say what it was trained on" in finding.evidence

@@ -39,6 +39,36 @@ def ask(scene: Scene, *teachers: Path) -> None:
     scene.overrides.append(f"training.distillation.teachers=[{named}]")
 
 
+def voices_teacher(scene: Scene, name: str, *overrides: str) -> Path:
+    """A run of the base `recordings` on the scene's data."""
+    places = (f"data.data_root={scene.data}", f"runs_dir={scene.folder}", f"run_name={name}")
+    return start(prepare(compose_config([*RECORDINGS, *COMMON, *places, *overrides])))
+
+
+def ask_voices(scene: Scene) -> None:
+    """A teacher of all three speakers."""
+    ask(scene, voices_teacher(scene, "teacher", "training.steps=200"))
+
+
+def ask_voices_out_of_fold(scene: Scene) -> None:
+    """Two teachers, each of which has heard two of the three speakers; nothing else is held out."""
+    rows = [line.split(",") for line in (scene.data / "manifest.csv").read_text().splitlines()]
+    folders = {"student": "", "without_ben": "ben", "without_cleo": "cleo"}
+    for name, left_out in folders.items():
+        shutil.copytree(scene.data, scene.folder / name)
+        lines = [",".join([*rows[0], "split"])]
+        for file, speaker, word in rows[1:]:
+            split = {"6": "val", "7": "test"}.get(file.split("_")[2][0], "train")
+            lines += [f"{file},{speaker},{word},{split}"] if speaker != left_out else []
+        (scene.folder / name / "manifest.csv").write_text("\n".join(lines) + "\n")
+    teachers = []
+    for name in list(folders)[1:]:
+        scene.data = scene.folder / name
+        teachers.append(voices_teacher(scene, f"of_{name}", "training.steps=200"))
+    scene.data = scene.folder / "student"
+    ask(scene, *teachers)
+
+
 def another_table(scene: Scene) -> None:
     """A teacher of as many columns that stand for other symbols."""
     other = shutil.copytree(scene.teachers()[0], scene.folder / "other")
@@ -98,8 +128,7 @@ def blank_left_out(scene: Scene) -> None:
 
 def held_out_speaker_heard(scene: Scene) -> None:
     """A teacher trained on all three speakers, one of whom the student holds out."""
-    places = (f"data.data_root={scene.data}", f"runs_dir={scene.folder}", "run_name=teacher", "training.steps=12")
-    ask(scene, start(prepare(compose_config([*RECORDINGS, *COMMON, *places]))))
+    ask(scene, voices_teacher(scene, "teacher", "training.steps=12"))
 
 
 museum_only = functools.partial(Exhibit, slow=True)

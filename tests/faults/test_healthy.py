@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from sottovoce.core.findings import Finding
 from tests.faults.conftest import SceneOn
 from tests.faults.scene import Base, Exhibit, Scene, findings_of, record
-from tests.faults.teachers import ask
+from tests.faults.teachers import ask, ask_voices, ask_voices_out_of_fold
 
 TRANSFORMER = (
     "model.gru=null",
@@ -96,13 +97,38 @@ def test_a_shipped_recipe_gets_no_finding(shipped: Shipped, scene_on: SceneOn, r
     )
 
 
+@dataclass(frozen=True)
+class TaughtRun:
+    """A run that healthy teachers teach."""
+
+    name: str
+    base: Base = "gru"
+    overrides: tuple[str, ...] = ()
+    ask: Callable[[Scene], None] = ask
+
+
+TAUGHT = (
+    TaughtRun("by two of its size"),
+    TaughtRun("by their arithmetic mean", overrides=("seed=2", "training.distillation.aggregation=prob_mean")),
+    TaughtRun("though much smaller", overrides=("seed=3", "model.gru.units=12")),
+    TaughtRun("though a transformer", overrides=(
+        "seed=4", "model.gru=null", "model.session_adapter=null", "training.optimizer.lr=0.001",
+        "model.transformer={width: 48, layers: 2, heads: 3, dropout: 0.1}")),
+    TaughtRun("in a curriculum", "curriculum", ("model.stem=null", "model.patch={size: 14, stride: 4}",)),
+    TaughtRun("with voices", "recordings", ask=ask_voices),
+    TaughtRun("by those that have not heard the speaker", "recordings",
+              ("training.distillation.out_of_fold=true",), ask_voices_out_of_fold),
+)  # fmt: skip
+
+
 @pytest.mark.museum
-@pytest.mark.parametrize(
-    "overrides", [("seed=1",), ("seed=2", "training.distillation.aggregation=prob_mean")], ids=" ".join
-)
-def test_a_run_that_others_teach_gets_no_finding(overrides: tuple[str, ...], neural: Path, scene_on: SceneOn) -> None:
-    name = f"healthy: taught {' '.join(overrides)}"
-    _nothing_is_found(Exhibit(name, "-", "", ask, overrides=overrides), scene_on(neural))
+@pytest.mark.parametrize("student", TAUGHT, ids=lambda run: run.name.replace(" ", "_"))
+def test_a_run_that_others_teach_gets_no_finding(
+    student: TaughtRun, neural: Path, voices: Path, scene_on: SceneOn
+) -> None:
+    name = f"healthy: taught {student.name}"
+    scene = scene_on(voices if student.base == "recordings" else neural)
+    _nothing_is_found(Exhibit(name, "-", "", student.ask, student.base, student.overrides), scene)
 
 
 def _nothing_is_found(healthy: Exhibit, scene: Scene) -> None:

@@ -15,10 +15,11 @@ from sottovoce.cli.main import main
 from sottovoce.core.checkpoints import read_tensors
 from sottovoce.core.errors import CheckpointError, ConfigurationError
 from sottovoce.core.trial import Batch
-from sottovoce.data.collation import collate
-from sottovoce.evaluation.heard import Heard, fingerprint, read_heard
+from sottovoce.data.collation import StepPart, collate
+from sottovoce.evaluation.heard import Heard, fingerprint, read_heard, write_heard
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.training.composition import compose_config
+from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import resume, start
 from sottovoce.training.stages import LossWeights, StageConfig, activity
@@ -177,8 +178,61 @@ def test_other_weights_under_a_teachers_name_are_refused_on_resume(
     resume(run, [f"training.distillation.teachers=[{taught_by[0]}]"])  # the same weights in another place
     with pytest.raises(ConfigurationError, match=r"has other weights now .*start a new run"):
         resume(run, [f"training.distillation.teachers=[{taught_by[1]}]"])
-    with pytest.raises(ConfigurationError, match="taught by 1 runs, now there are 2"):
-        resume(run, asking(*taught_by))
+    for others, count in (((), 0), (taught_by, 2)):
+        with pytest.raises(ConfigurationError, match=f"were 1 when it began and are {count} now"):
+            resume(run, asking(*others))
+
+
+def test_a_run_without_teachers_gets_none_later(tiny_t15: Path, tmp_path: Path, taught_by: tuple[Path, Path]) -> None:
+    run = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "alone"))))
+    with pytest.raises(ConfigurationError, match="were 0 when it began and are 1 now"):
+        resume(run, asking(taught_by[0]))
+
+
+def test_one_run_under_two_names_is_refused(tiny_t15: Path, tmp_path: Path, taught_by: tuple[Path, Path]) -> None:
+    (tmp_path / "link").symlink_to(taught_by[0])
+    with pytest.raises(ConfigurationError, match="names a run twice"):
+        prepare(compose_config(overrides(tiny_t15, tmp_path, "student", *asking(taught_by[0], tmp_path / "link"))))
+
+
+def test_what_teachers_have_heard_their_students_have_heard(
+    tiny_t15: Path, tmp_path: Path, taught_by: tuple[Path, Path]
+) -> None:
+    of_teacher = Heard(frozenset({"M08"}), frozenset({"feed"}))
+    teacher = shutil.copytree(taught_by[0], tmp_path / "teacher")
+    write_heard(teacher, of_teacher)
+    taught = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "student", *asking(teacher)))))
+    heard, alone = read_heard(taught), read_heard(taught_by[0])
+    assert alone is not None
+    assert heard == alone | of_teacher
+    (teacher / "heard.json").unlink()
+    unknown = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "unknown", *asking(teacher)))))
+    assert read_heard(unknown) is None
+
+
+@pytest.mark.parametrize("content", ['{"speakers": "ada", "trials": []}', '{"trials": {}, "speakers": []}', "[]", "{"])
+def test_a_record_of_what_was_heard_that_is_damaged(tmp_path: Path, content: str) -> None:
+    (tmp_path / "heard.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"heard.json cannot be read"):
+        read_heard(tmp_path)
+
+
+def test_a_trial_without_a_teacher_has_its_labels_at_full_weight(
+    tiny_t15: Path, tmp_path: Path, taught_by: tuple[Path, Path]
+) -> None:
+    narrow = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "narrow", "data.max_sessions=1"))))
+    made = prepare(compose_config(overrides(tiny_t15, tmp_path, "student", *asking(narrow, weight=0.8))))
+    trials = made.trial_set.trials
+    both = [next(i for i in made.train_indices if trials[i].session == name) for name in made.trial_set.sessions]
+    module = RunLoop(made, Path()).module
+    module.train()
+    module.enter_step()
+    assert module.activity is not None
+    assert module.activity.weights == pytest.approx({"ctc": 0.2, "distillation": 0.8})
+    _, terms, shares = module.shares_of(StepPart(0, 0, (0, 1), collate(made.trial_set, both)))
+    taught, untaught = terms.nats["ctc"].tolist()
+    assert terms.nats["distillation"].tolist()[1] == 0.0
+    assert 0.2 * shares["ctc"].item() == pytest.approx((0.2 * taught + untaught) / module.global_batch, rel=1e-5)
 
 
 def test_what_a_run_has_heard_is_kept_with_it(tiny_t15: Path, taught_by: tuple[Path, Path]) -> None:
@@ -197,7 +251,6 @@ def test_what_a_run_has_heard_is_kept_with_it(tiny_t15: Path, taught_by: tuple[P
         ({"temperature": 0.0}, "temperature=0.0: must be positive"),
         ({"aggregation": "logit_mean"}, "logit_mean is logprob_mean"),
         ({"aggregation": "median"}, "choose one of logprob_mean, prob_mean"),
-        ({"teachers": ("a", "a")}, "names a run twice"),
         ({"blank_frame_weight": -0.1}, "blank_frame_weight=-0.1"),
     ],
 )

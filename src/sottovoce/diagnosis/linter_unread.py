@@ -39,13 +39,13 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
             not transducer and training.loss_scaling != plain.loss_scaling,
             "no stage trains a transducer",
         ),
+        "training.loss_scaling=gradient_norm": (
+            transducer and training.loss_scaling == "gradient_norm" and distillation.share == 1,
+            "training.distillation.weight=1 leaves no CTC loss to balance the transducer against",
+        ),
         "training.distillation": (
             not distillation.teachers and distillation != plain.distillation,
             "no run is named as a teacher",
-        ),
-        "training.distillation.teachers": (
-            bool(distillation.teachers) and not distillation.weight,
-            "training.distillation.weight is 0",
         ),
         "training.distillation.weight": (
             bool(distillation.share) and bool(training.stages) and not any(s.loss_weights.ctc for s in training.stages),
@@ -100,6 +100,9 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
     for key, (applies, why) in conditions.items():
         if applies:
             yield linted("unread_config_key", f"{key} is set, but {why}.", fix=f"leave {key} out")
+    if distillation.teachers and not distillation.weight:  # the plain run that a taught one is compared with
+        why = "training.distillation.weight=0: the teachers are not loaded."
+        yield linted("unread_config_key", why, "note", fix="nothing needs to be done")
     if config.data.use_length_bucketing and prepared is not None and _batch(config) >= len(prepared.train_indices):
         # recipes set it for data of any size: nothing for a user to mend
         why = f"data.use_length_bucketing does nothing here: a batch holds all {len(prepared.train_indices)} trials."

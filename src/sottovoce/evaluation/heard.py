@@ -22,7 +22,7 @@ FINGERPRINT_BYTES: Final = 8
 
 @dataclass(frozen=True)
 class Heard:
-    """The trials of a training split."""
+    """The trials that a run was trained on, by itself or through those that taught it."""
 
     speakers: frozenset[str]
     """Empty where the data name none."""
@@ -35,14 +35,18 @@ class Heard:
         speakers = frozenset(trial.speaker for trial in trials if trial.speaker)
         return cls(speakers, frozenset(map(fingerprint, trials)))
 
+    def __or__(self, other: Heard) -> Heard:
+        """What either has heard."""
+        return Heard(self.speakers | other.speakers, self.fingerprints | other.fingerprints)
+
 
 def fingerprint(trial: Trial) -> str:
-    """The same for the same trial of a data set wherever that lies, and for no other.
+    """The same for a trial of a data set wherever that lies, whatever is corrected in its text or speaker later.
 
-    Two data sets may use one id for different trials: length, speaker and text are part of it.
+    Two data sets may use one id for different trials: these are told apart by their lengths.
     """
-    parts = (trial.trial_id, trial.speaker, trial.text or "", str(trial.num_steps))
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=FINGERPRINT_BYTES).hexdigest()
+    identity = f"{trial.trial_id}\n{trial.num_steps}"
+    return hashlib.blake2b(identity.encode(), digest_size=FINGERPRINT_BYTES).hexdigest()
 
 
 def write_heard(run_dir: Path, heard: Heard) -> None:
@@ -52,7 +56,7 @@ def write_heard(run_dir: Path, heard: Heard) -> None:
 
 
 def read_heard(run_dir: Path) -> Heard | None:
-    """What `write_heard` wrote; None where an older version made the run.
+    """What `write_heard` wrote; None where an older version made the run, or it was imported.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -62,6 +66,9 @@ def read_heard(run_dir: Path) -> Heard | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Heard(frozenset(map(str, content["speakers"])), frozenset(map(str, content["trials"])))
+        speakers, trials = content["speakers"], content["trials"]
+        if not all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in (speakers, trials)):
+            raise ValueError("speakers and trials must be lists of strings")
+        return Heard(frozenset(speakers), frozenset(trials))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error

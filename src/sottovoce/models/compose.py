@@ -6,6 +6,7 @@ Any encoder goes with any head; a new encoder is a file beside this one, a field
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -72,12 +73,17 @@ class ModelConfig:
     """A denoiser of the features; off unless `enabled`."""
     head_dropout: float = 0.0
     """In front of the CTC head's linear layer, in [0, 1)."""
+    blank_bias: float = 0.0
+    """Added to the blank's bias in the CTC head when the model is made; 2 gives the blank about e² times the
+    probability of a label, so that no label takes the blank's place while the first symbols are learnt."""
     num_channels: int | None = None
     """Channels of the features. A run fills this in from `preprocessor.num_channels`."""
     num_sessions: int | None = None
     """Sessions with an adapter of their own. A run fills this in from the data."""
     num_symbols: int | None = None
     """Logit columns, blank included. A run fills this in from the symbol table."""
+    blank: int | None = None
+    """Logit column of the CTC blank, needed for `blank_bias`. A run fills this in from the symbol table."""
 
     def __post_init__(self) -> None:
         chosen = [name for name in ENCODERS if getattr(self, name) is not None]
@@ -93,6 +99,8 @@ class ModelConfig:
             )
         if not 0 <= self.head_dropout < 1:
             raise ConfigurationError(f"model.head_dropout={self.head_dropout}: must lie in [0, 1)")
+        if not math.isfinite(self.blank_bias):
+            raise ConfigurationError(f"model.blank_bias={self.blank_bias}: must be finite")
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,11 @@ class DecoderModel(nn.Module):
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.head = nn.Linear(size, num_symbols)
         nn.init.xavier_uniform_(self.head.weight)
+        if config.blank_bias:
+            if config.blank is None:
+                raise ConfigurationError("model.blank must be given to build a model with a blank_bias")
+            with torch.no_grad():
+                self.head.bias[config.blank] += config.blank_bias
         self.transducer = TransducerHead(config.transducer, size, num_symbols) if config.transducer else None
         self.speaking_mode = SpeakingModeHead(config.speaking_mode, size) if config.speaking_mode else None
         modulates = config.speaking_mode is not None and isinstance(self.encoder, SSMEncoder)

@@ -186,10 +186,18 @@ class DecoderTraining(lightning.LightningModule):
             terms.nats["denoise"] = flow_term(
                 self.model, clean, self.config.training.corruption, draws.for_corruption()
             )
-        shares = {name: self.share(name, nats_B, batch, terms) for name, nats_B in terms.nats.items()}
+        counted = dict(terms.nats)
+        if "distillation" in counted and "ctc" in counted:
+            counted["ctc"] = counted["ctc"] * self._weight_of_labels(self.lessons[-1])
+        shares = {name: self.share(name, nats_B, batch, terms) for name, nats_B in counted.items()}
         if self.config.training.loss_scaling == "gradient_norm" and "rnnt" in shares and "ctc" in shares:
             shares = self._balanced(shares, encoded.frames_BSE)
         return batch, terms, shares
+
+    def _weight_of_labels(self, lesson: Lesson) -> torch.Tensor:
+        """[B]: 1 for a trial that is taught; one that nobody may teach gets back what its teachers would have had."""
+        alone = 1 / (1 - self.curriculum.distillation)
+        return torch.where(lesson.weights_BS.any(1), 1.0, alone)
 
     def _clean_features(self, batch: Batch) -> Batch:
         """The features as recorded, without augmentation."""
@@ -247,8 +255,9 @@ class DecoderTraining(lightning.LightningModule):
             blanks = blank_fraction(terms.ctc_logits_BSV.detach(), terms.encoded.lengths_B, self.blank)
             part["train/blank_fraction"] = blanks / self.micro_batches
         if self.lessons:
-            valid = self.lessons[-1].weights_BS.sum() / terms.encoded.lengths_B.sum()
-            part["train/valid_frame_ratio"] = float(valid) / self.micro_batches
+            taught, frames = self.lessons[-1].weights_BS.sum(), terms.encoded.lengths_B.sum()
+            valid = float(self._summed(taught)) / float(self._summed(frames))
+            part["train/valid_frame_ratio"] = valid / self.micro_batches
         for name, value in part.items():
             self._metrics[name] = self._metrics.get(name, 0.0) + value
 

@@ -28,7 +28,6 @@ def notices(prepared: Prepared) -> Iterator[str]:
             f"training.scheduler.warmup_steps={warmup}: the learning rate is still rising when the run ends after "
             f"{total} steps, at {total / warmup:.0%} of its peak"
         )
-    yield from _of_teachers(prepared)
     trained = {trials[i].session for i in prepared.train_indices}
     untrained = sorted({trials[i].session for i in prepared.val_indices} - trained)
     if untrained and prepared.model.session_adapter is not None:
@@ -41,18 +40,3 @@ def notices(prepared: Prepared) -> Iterator[str]:
             f"groups as well (up to {LARGEST_P:.0%} would speak for two modes); the estimated labels may mean nothing; "
             "give data.mode_file=FILE, or drop the stage that learns the mode"
         )
-
-
-def _of_teachers(prepared: Prepared) -> Iterator[str]:
-    """Whom the teachers cannot teach, and what they do not say of themselves."""
-    if prepared.teachers is None:
-        return
-    num_sessions = len(prepared.trial_set.sessions)
-    for k, teacher in enumerate(prepared.teachers.teachers):
-        if unknown := prepared.teachers.unknown_sessions(k):
-            yield f"{teacher.name} has no adapter for {unknown} of {num_sessions} sessions and does not teach them"
-        if teacher.heard is None:
-            yield (
-                f"{teacher.name} does not say what it was trained on (an older version made it): whether it has heard "
-                "test trials of this run is not known"
-            )

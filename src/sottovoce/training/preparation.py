@@ -13,7 +13,7 @@ import torch
 from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.faults import Fault
 from sottovoce.core.random import seed_for
-from sottovoce.core.symbols import symbol_table
+from sottovoce.core.symbols import SymbolTable, symbol_table
 from sottovoce.core.trial import BIN_MS, Trial
 from sottovoce.data.checks import CheckReport, check_path, fatal_faults, unusable_trials
 from sottovoce.data.loading import PreparedTrials, open_data
@@ -98,7 +98,7 @@ def prepare(
     front_end = config.preprocessor.log_mel
     step_ms = BIN_MS if front_end is None else 1000 / front_end.sample_rate_hz
     known = {**filtered_trials(trial_set, config.data, step_ms), **known}
-    config = _filled_in(config, num_sessions=len(trial_set.sessions), num_symbols=len(table))
+    config = _filled_in(config, len(trial_set.sessions), table)
     torch.manual_seed(seed_for(config.seed, "init"))
     model = build_model(config.model)
     pipeline = FeaturePipeline(config.preprocessor, config.augmentation)
@@ -204,15 +204,16 @@ def _raise_first(faults: Sequence[Fault]) -> None:
         raise DataError(f"{faults[0]}{others}")
 
 
-def _filled_in(config: RunConfig, num_sessions: int, num_symbols: int) -> RunConfig:
+def _filled_in(config: RunConfig, num_sessions: int, table: SymbolTable) -> RunConfig:
     """The configuration with the model's sizes, which the data dictate."""
     model = replace(
         config.model,
         num_channels=config.preprocessor.num_channels,
         num_sessions=num_sessions,
-        num_symbols=num_symbols,
+        num_symbols=len(table),
+        blank=table.blank,
     )
-    for name in ("num_channels", "num_sessions", "num_symbols"):
+    for name in ("num_channels", "num_sessions", "num_symbols", "blank"):
         given, size = getattr(config.model, name), getattr(model, name)
         if given is not None and given != size:
             raise ConfigurationError(

@@ -92,7 +92,11 @@ def write_run_files(run_dir: Path, prepared: Prepared) -> None:
     write_vocabulary(run_dir, prepared.vocabulary)
     write_sessions(run_dir, prepared.trial_set.sessions)
     write_left_out(run_dir, prepared.left_out)
-    write_heard(run_dir, Heard.of(prepared.trial_set.trials[i] for i in prepared.train_indices))
+    heard = Heard.of(prepared.trial_set.trials[i] for i in prepared.train_indices)
+    if prepared.teachers is None:
+        write_heard(run_dir, heard)
+    elif (of_teachers := prepared.teachers.heard) is not None:
+        write_heard(run_dir, heard | of_teachers)
     write_teachers(run_dir, prepared.teachers)
     environment = describe_environment(prepared.config.seed)
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")

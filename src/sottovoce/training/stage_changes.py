@@ -42,7 +42,7 @@ def announce_stage(module: DecoderTraining, recorder: RunRecorder | None) -> Non
 def announce_teachers(module: DecoderTraining, recorder: RunRecorder) -> None:
     """Record who teaches this run, and how well they decode."""
     if module.teachers is not None:
-        names, rates = zip(*((t.name, t.run.validation.get("val/per")) for t in module.teachers.teachers), strict=True)
+        names, rates = zip(*((t.name, t.per) for t in module.teachers.teachers), strict=True)
         recorder.event(0, "taught_by", teachers=names, per=rates)
 
 

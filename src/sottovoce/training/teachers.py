@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 
 from sottovoce.core.errors import CheckpointError, ConfigurationError
-from sottovoce.core.trial import Batch, TrialSet
+from sottovoce.core.trial import Batch, Trial, TrialSet
 from sottovoce.evaluation.heard import Heard, read_heard
 from sottovoce.evaluation.loaded_run import LoadedRun, load_run
 from sottovoce.losses.distillation import AGGREGATIONS, frame_weights, teachers_opinion
@@ -64,8 +64,6 @@ class DistillationConfig:
                 raise ConfigurationError(f"{where}.{name}={getattr(self, name)}: must lie in [0, 1]")
         if not 0 < self.temperature < math.inf:
             raise ConfigurationError(f"{where}.temperature={self.temperature}: must be positive and finite")
-        if len(set(self.teachers)) < len(self.teachers):
-            raise ConfigurationError(f"{where}.teachers names a run twice: {', '.join(self.teachers)}")
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Teacher:
 
     run: LoadedRun
     heard: Heard | None
-    """What it was trained on; None where an older version made the run."""
+    """What it was trained on; None where that is not known."""
     digest: str
     """Of its weights."""
 
@@ -92,6 +90,11 @@ class Teacher:
     def name(self) -> str:
         """As the configuration calls it."""
         return str(self.run.run_dir)
+
+    @property
+    def per(self) -> float | None:
+        """Of its CTC head, in its own validation; None where it had none."""
+        return self.run.validation.get("val/ctc_per", self.run.validation.get("val/per"))
 
     def logits(self, batch: Batch, session_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """CTC logits [B, S, V] of features and their valid frames [B]; `session_B` are the teacher's own numbers."""
@@ -110,7 +113,11 @@ class Teachers:
         self.config = config
         self._blank = blank
         self._places = [_places(teacher.run, trial_set.sessions) for teacher in teachers]
-        self._speakers = {trial.trial_id: trial.speaker for trial in trial_set.trials}
+        number = {session: i for i, session in enumerate(trial_set.sessions)}
+        self._of_trial = {
+            trial.trial_id: tuple(k for k in range(len(teachers)) if self._may_teach(k, trial, number[trial.session]))
+            for trial in trial_set.trials
+        }
 
     def lesson(self, batch: Batch, positions: Sequence[int]) -> Lesson:
         """What they say of a batch of features; `positions` are the trials' places in the step.
@@ -151,22 +158,29 @@ class Teachers:
 
     def weights(self, batch: Batch) -> torch.Tensor:
         """Each teacher's weight in each trial, [K, B]: equal among those that may teach it; all 0 without any."""
-        may = [
-            [self._may_teach(k, trial, session) for trial, session in zip(batch.trial_ids, sessions, strict=True)]
-            for k, sessions in ((k, batch.session_B.tolist()) for k in range(len(self.teachers)))
-        ]
+        may = [[k in self.of_trial(trial) for trial in batch.trial_ids] for k in range(len(self.teachers))]
         may_KB = torch.tensor(may, dtype=torch.float32, device=batch.signal.device)
         return may_KB / may_KB.sum(0).clamp(min=1)
 
-    def _may_teach(self, k: int, trial: str, session: int) -> bool:
+    def of_trial(self, trial_id: str) -> tuple[int, ...]:
+        """The numbers of the teachers that may teach this trial."""
+        return self._of_trial[trial_id]
+
+    def _may_teach(self, k: int, trial: Trial, session: int) -> bool:
         heard = self.teachers[k].heard
-        if self.config.out_of_fold and heard is not None and self._speakers[trial] in heard.speakers:
+        if self.config.out_of_fold and heard is not None and trial.speaker in heard.speakers:
             return False
         return self._places[k][session] >= 0
 
-    def unknown_sessions(self, k: int) -> int:
-        """Sessions of the data that teacher `k` has no adapter for."""
-        return sum(place < 0 for place in self._places[k])
+    @property
+    def heard(self) -> Heard | None:
+        """What any of them was trained on; None where that is not known of all."""
+        together = Heard(frozenset(), frozenset())
+        for teacher in self.teachers:
+            if teacher.heard is None:
+                return None
+            together |= teacher.heard
+        return together
 
 
 def _places(run: LoadedRun, sessions: Sequence[str]) -> list[int]:
@@ -182,11 +196,13 @@ def find_teachers(config: DistillationConfig, trial_set: TrialSet, blank: int) -
 
     Raises:
         CheckpointError: a directory is no run, or holds no checkpoint yet.
-        ConfigurationError: teachers must be kept from speakers, and one does not say whom it has heard.
+        ConfigurationError: one run is named twice, or must be kept from speakers and does not say whom it has heard.
     """
     if not config.share:
         return None
     teachers = []
+    if len({Path(name).resolve() for name in config.teachers}) < len(config.teachers):
+        raise ConfigurationError(f"training.distillation.teachers names a run twice: {', '.join(config.teachers)}")
     for name in config.teachers:
         run_dir = Path(name)
         run = load_run(run_dir)
@@ -195,7 +211,7 @@ def find_teachers(config: DistillationConfig, trial_set: TrialSet, blank: int) -
         if config.out_of_fold and teachers[-1].heard is None:
             raise ConfigurationError(
                 f"training.distillation.out_of_fold: {run_dir} does not say whom it has heard (an older version made "
-                "it); train it again, or leave out_of_fold out"
+                "it, or it was imported); train it again, or leave out_of_fold out"
             )
     return Teachers(teachers, config, trial_set, blank)
 
@@ -225,19 +241,20 @@ def refuse_changed_teachers(run_dir: Path, teachers: Teachers | None) -> None:
         CheckpointError: the record is damaged.
         ConfigurationError: a teacher has changed.
     """
-    if teachers is None:
-        return
-    path = run_dir / FILE_NAME
+    path, now = run_dir / FILE_NAME, teachers.teachers if teachers is not None else ()
+    before: list[str] = []
     try:
-        known: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        before = [str(entry["weights_sha256"]) for entry in known]
+        if path.exists():
+            known: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            before = [str(entry["weights_sha256"]) for entry in known]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error
-    if len(before) != len(teachers.teachers):
+    if len(before) != len(now):
         raise ConfigurationError(
-            f"{run_dir} was taught by {len(before)} runs, now there are {len(teachers.teachers)}; start a new run"
+            f"the teachers of {run_dir} were {len(before)} when it began and are {len(now)} now "
+            "(training.distillation.teachers); name the same ones, or start a new run"
         )
-    for teacher, digest in zip(teachers.teachers, before, strict=True):
+    for teacher, digest in zip(now, before, strict=True):
         if teacher.digest != digest:
             raise ConfigurationError(
                 f"{teacher.name} has other weights now (step {teacher.run.checkpoint_step}) than when it began to "

@@ -1,7 +1,8 @@
-"""The blank: the plateau that every CTC model passes, and the collapse that it does not leave."""
+"""The blank: the plateau that CTC models pass, the collapse that they do not leave, and a label in its place."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,6 +21,17 @@ NOTHING_DECODED: Final = 0.95
 """An error rate from here on: what is decoded, if anything, is chance."""
 STANDS: Final = 0.05
 """A loss that falls by less than this share in the second half of the plateau stands still."""
+UNUSED: Final = 0.05
+"""Share of blank frames up to which the blank is hardly used. Measured: 0.00 to 0.03 with a label in its place, 0.14 to
+0.7 without."""
+ROOM: Final = 1.5
+"""Frames a label from which a model could use the blank."""
+OPENS: Final = 0.25
+"""So much more often one label opens hypotheses than texts: 0.31 to 0.75 measured with it in the blank's place, at most
+0.08 without."""
+DECODES: Final = 0.6
+"""Error rate below which a run has learnt; above it hypotheses begin alike for other reasons."""
+FEWEST_TRIALS: Final = 10
 
 
 def all_blank(record: RunRecord) -> Iterator[Suspicion]:
@@ -77,3 +89,25 @@ def _begin_of_plateau(blank: Series) -> int | None:
 def _learnt_before(record: RunRecord, since: int) -> bool:
     """The model had decoded something: an error rate well under 1 before the plateau."""
     return any(value < LEARNT for value in record.metric("val/per").between(-1, since).values)
+
+
+def label_in_the_blanks_place(record: RunRecord) -> Iterator[Suspicion]:
+    """The blank is hardly ever the best symbol, and one label is said before nearly every trial's own first one."""
+    for evaluation in record.evaluations:
+        trials = [h for h in evaluation.hypotheses if h.get("reference_symbols") and h.get("symbols")]
+        rate = evaluation.result.get("per")
+        if len(trials) < FEWEST_TRIALS or rate is None or rate >= DECODES:
+            continue
+        frames, blanks = (sum(h[name] for h in trials) for name in ("num_frames", "blank_frames"))
+        room = frames / sum(len(h["reference_symbols"]) for h in trials)
+        said, meant = (Counter(h[name][0] for h in trials) for name in ("symbols", "reference_symbols"))
+        label = max(said, key=lambda symbol: said[symbol] - meant[symbol])
+        excess = (said[label] - meant[label]) / len(trials)
+        if room >= ROOM and blanks < UNUSED * frames and excess >= OPENS:
+            yield suspect(
+                "blank_supplanted",
+                f"In {evaluation.name} the blank is the best symbol in {blanks / frames:.1%} of the frames, with room "
+                f"for {room:.1f} frames a label; {said[label] / len(trials):.0%} of the hypotheses begin with {label}, "
+                f"{meant[label] / len(trials):.0%} of the texts do.",
+            )
+            return

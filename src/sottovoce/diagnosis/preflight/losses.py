@@ -224,6 +224,8 @@ def _only_these_unlabelled(subject: Subject) -> bool:
 
 def _dominates(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
     norms = {name: norm for name, norm in rehearsal.into_encoder.items() if norm is not None}
+    if _untaught(subject):
+        norms.pop("distillation", None)
     if len(norms) < 2 or not any(norms.values()):
         return None
     name = max(norms, key=lambda n: norms[n])
