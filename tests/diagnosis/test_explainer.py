@@ -346,11 +346,11 @@ def test_a_log_that_no_run_has_written(tmp_path: Path) -> None:
     assert first(tmp_path) == "unprovenanced_log"
 
 
-def evaluated(folder: Path, decoded: list[tuple[int, ...]], **changed: object) -> Path:
+def evaluated(folder: Path, decoded: list[tuple[int, ...]], blanks: int = 8, **changed: object) -> Path:
     run = RunDirectory(folder)
     run.validation["val/per"] = lambda s: 0.1  # replaced below by what the evaluation says
     hypotheses = [
-        Hypothesis(Trial(f"s/val/{i}", "val", "s", 60, SAID[: 7 - i % 3], "the cat", Path("x")), symbols, 14, 8)
+        Hypothesis(Trial(f"s/val/{i}", "val", "s", 60, SAID[: 7 - i % 3], "the cat", Path("x")), symbols, 14, blanks)
         for i, symbols in enumerate(decoded)
     ]
     path = write_evaluation(folder, score(hypotheses, PHONEMES, decoder="greedy"))
@@ -370,6 +370,21 @@ def test_evaluations(tmp_path: Path) -> None:
     assert first(evaluated(tmp_path / "mean", some, per=mean_of(some))) == "metric_aggregation"
     empty: list[tuple[int, ...]] = [()] * 6
     assert first(evaluated(tmp_path / "empty", empty, per=0.01)) == "unit_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("opening", "blanks", "trials", "named"),
+    [(5, 0, 12, True), (5, 2, 12, False), (None, 0, 12, False), (5, 0, 8, False)],
+    ids=["a label for the blank", "the blank is used", "nothing is said too early", "too few trials"],
+)
+def test_a_label_in_the_blanks_place(
+    tmp_path: Path, opening: int | None, blanks: int, trials: int, named: bool
+) -> None:
+    right = [SAID[: 7 - i % 3] for i in range(trials)]
+    decoded = [(opening, *symbols) if opening and i % 3 else symbols for i, symbols in enumerate(right)]
+    found = [finding for finding in explain(evaluated(tmp_path, decoded, blanks)) if finding.code == "blank_supplanted"]
+    assert bool(found) == named
+    assert all("0.0% of the frames" in finding.evidence for finding in found)
 
 
 def rate_of(decoded: list[tuple[int, ...]]) -> float:

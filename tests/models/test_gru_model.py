@@ -1,5 +1,7 @@
 """The composed GRU model against the published baseline, re-computed here from its description."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -30,8 +32,6 @@ def small(dropout: float = 0.0) -> DecoderModel:
 def test_the_official_model_has_the_official_number_of_parameters() -> None:
     config = compose_config(["recipe=t15_gru", "data.data_root=x"])
     sizes = {"num_channels": 512, "num_sessions": 45, "num_symbols": 41}
-    from dataclasses import replace
-
     with torch.device("meta"):
         model = build_model(replace(config.model, **sizes))
     counts = {name: p.numel() for name, p in model.named_parameters()}
@@ -56,6 +56,19 @@ def test_initialisation_rules() -> None:
         else:
             assert weight.abs().max().item() <= 8**-0.5
     assert model.encoder.initial_state.abs().max().item() <= (6 / 9) ** 0.5
+
+
+def test_the_blank_can_be_given_a_lead() -> None:
+    plain = small()
+    torch.manual_seed(0)
+    leading = build_model(replace(plain.config, blank_bias=2.0, blank=3))
+    lead = leading.head.bias - plain.head.bias
+    assert lead.tolist() == pytest.approx([0, 0, 0, 2, 0, 0], abs=1e-6)
+    assert torch.equal(leading.head.weight, plain.head.weight)
+    with pytest.raises(ConfigurationError, match=r"model\.blank must be given"):
+        build_model(replace(plain.config, blank_bias=2.0))
+    with pytest.raises(ConfigurationError, match="must be finite"):
+        replace(plain.config, blank_bias=float("nan"))
 
 
 def test_patches_are_time_major() -> None:
