@@ -65,8 +65,6 @@ def test_the_blank_can_be_given_a_lead() -> None:
     lead = leading.head.bias - plain.head.bias
     assert lead.tolist() == pytest.approx([0, 0, 0, 2, 0, 0], abs=1e-6)
     assert torch.equal(leading.head.weight, plain.head.weight)
-    with pytest.raises(ConfigurationError, match=r"model\.blank must be given"):
-        build_model(replace(plain.config, blank_bias=2.0))
     with pytest.raises(ConfigurationError, match="must be finite"):
         replace(plain.config, blank_bias=float("nan"))
 

@@ -82,8 +82,8 @@ class ModelConfig:
     """Sessions with an adapter of their own. A run fills this in from the data."""
     num_symbols: int | None = None
     """Logit columns, blank included. A run fills this in from the symbol table."""
-    blank: int | None = None
-    """Logit column of the CTC blank, needed for `blank_bias`. A run fills this in from the symbol table."""
+    blank: int = 0
+    """Logit column of the CTC blank. A run fills this in from the symbol table."""
 
     def __post_init__(self) -> None:
         chosen = [name for name in ENCODERS if getattr(self, name) is not None]
@@ -137,8 +137,6 @@ class DecoderModel(nn.Module):
         self.head = nn.Linear(size, num_symbols)
         nn.init.xavier_uniform_(self.head.weight)
         if config.blank_bias:
-            if config.blank is None:
-                raise ConfigurationError("model.blank must be given to build a model with a blank_bias")
             with torch.no_grad():
                 self.head.bias[config.blank] += config.blank_bias
         self.transducer = TransducerHead(config.transducer, size, num_symbols) if config.transducer else None
