@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -230,8 +231,8 @@ def test_other_processes_read_the_same(tmp_path: Path, method: str) -> None:
     data = open_t15(write_sound_folder(tmp_path), ("train",))
     expected = [float(data.signal(i).sum()) for i in range(4)]
     context = multiprocessing.get_context(method)
-    with context.Pool(1) as pool:
-        assert pool.map(_Sum(data), range(4)) == expected
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        assert list(pool.map(_Sum(data), range(4))) == expected
 
 
 class _Sum:

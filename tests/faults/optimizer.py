@@ -72,8 +72,8 @@ def _unit_gradient(parameter: torch.Tensor) -> torch.Tensor:
 def held_branch_still_runs(scene: Scene) -> None:
     """The transducer is frozen for its warm-up, but its loss keeps its weight and is back-propagated."""
 
-    def leaky(stage: Any, rnnt_steps: int, warmup_steps: int, ramp_steps: int) -> Activity:
-        activity = exact(stage, rnnt_steps, warmup_steps, ramp_steps)
+    def leaky(stage: Any, rnnt_steps: int, warmup_steps: int, ramp_steps: int, distillation: float) -> Activity:
+        activity = exact(stage, rnnt_steps, warmup_steps, ramp_steps, distillation)
         if stage.loss_weights.rnnt and rnnt_steps < warmup_steps:
             return replace(activity, weights={**activity.weights, "rnnt": stage.loss_weights.rnnt})
         return activity
