@@ -583,3 +583,20 @@ def test_a_student_that_preflight_has_looked_at_is_too_small_rather_than_taught_
     run.validation["val/per"] = lambda s: 0.95
     run.happened(0, "taught_by", teachers=["runs/a"], per=[0.4])
     assert not [finding for finding in explain(run.write()) if finding.code.startswith("teacher")]
+
+
+@pytest.mark.parametrize(
+    ("gain", "named"),
+    [
+        (lambda s: 0.2 + 0.1 * (s // 40 % 2), True),
+        (lambda s: 0.2 + s / 400, False),  # little, but growing
+        (lambda s: 30.0, False),
+    ],
+    ids=["nothing is heard", "begins to hear", "hears"],
+)
+def test_own_labels_are_no_likelier_than_another_trials(tmp_path: Path, gain: Curve, named: bool) -> None:
+    run = RunDirectory(tmp_path)
+    run.validation |= {"val/pairing_gain": gain, "val/loss": lambda s: 85 + 400 / s, "val/per": lambda s: 0.74}
+    found = [finding for finding in explain(run.write()) if finding.code == "input_ignored"]
+    assert bool(found) == named
+    assert all("nats likelier than another trial's" in finding.evidence for finding in found)

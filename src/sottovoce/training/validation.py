@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ import torch
 import torch.distributed
 
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.core.trial import TrialSet
+from sottovoce.core.trial import TrialSet, pad_labels
 from sottovoce.evaluation.inference import TextDecoder, TransducerSearch, TrialOutput, run_model
 from sottovoce.evaluation.scoring import METRICS, Hypothesis, score
 from sottovoce.losses.ctc import ctc_loss
@@ -29,6 +30,8 @@ class _Scored:
     """CTC loss."""
     ctc_errors: int
     """Of the greedy CTC path."""
+    others_nats: float
+    """The CTC loss of another trial's labels; not finite where they do not fit."""
     mode_is_right: bool | None
     """None where the data do not state the mode, or the model does not tell it."""
 
@@ -45,14 +48,16 @@ class Validation:
     def values(self, module: DecoderTraining) -> dict[str, float]:
         """`val/loss` (nats an utterance) and the error rates that can be computed; empty in other processes.
 
-        A transducer that is not trained yet does not decode: CTC does until then.
+        `val/pairing_gain`: by how many nats a trial's own labels are likelier than another trial's, on average. A
+        transducer that is not trained yet does not decode: CTC does until then.
         """
         trained = module.progress.trained
         text_decoder = replace(self.text_decoder, decoder=self.decoder_now(module))
         with_transducer = text_decoder.decoder == "transducer"
         share = self.indices[module.global_rank :: module.world_size]
+        others, modes = self.other_labels(), module.modes if "mode_head" in trained else None
         found = [
-            _scored(output, text_decoder, module.blank, module.modes if "mode_head" in trained else None)
+            _scored(output, others, text_decoder, module.blank, modes)
             for output in self.outputs(module, share, with_transducer)
         ]
         if module.world_size > 1:
@@ -62,9 +67,12 @@ class Validation:
         found.sort(key=lambda scored: scored.hypothesis.trial.trial_id)
         overall = score([s.hypothesis for s in found], text_decoder.table, decoder=text_decoder.decoder).overall
         rates = {f"val/{name}": overall.rates[name].value for name in METRICS if name in overall.rates}
-        modes = [scored.mode_is_right for scored in found if scored.mode_is_right is not None]
-        if modes:
-            rates["val/mode_accuracy"] = sum(modes) / len(modes)
+        right = [scored.mode_is_right for scored in found if scored.mode_is_right is not None]
+        if right:
+            rates["val/mode_accuracy"] = sum(right) / len(right)
+        gains = [s.others_nats - s.nats for s in found if math.isfinite(s.others_nats) and math.isfinite(s.nats)]
+        if gains and len(others) > 1:
+            rates["val/pairing_gain"] = sum(gains) / len(gains)
         if with_transducer:
             num_labels = sum(len(scored.hypothesis.trial.labels or ()) for scored in found)
             rates["val/ctc_per"] = sum(scored.ctc_errors for scored in found) / num_labels if num_labels else None
@@ -73,6 +81,13 @@ class Validation:
             **{name: value for name, value in rates.items() if value is not None},
             "val/blank_fraction": overall.blank.value or 0.0,
         }
+
+    def other_labels(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """For the labels of each trial those of another, about as many: as likely to a model that hears nothing."""
+        distinct = sorted(
+            {self.trial_set.trials[i].labels or () for i in self.indices}, key=lambda ids: (len(ids), ids)
+        )
+        return dict(zip(distinct, [*distinct[1:], *distinct[:1]], strict=True))
 
     def decoder_now(self, module: DecoderTraining) -> str:
         """The configured decoder, or `greedy` where that is a transducer which has not learnt anything yet."""
@@ -101,16 +116,22 @@ class Validation:
         )
 
 
-def _scored(output: TrialOutput, text_decoder: TextDecoder, blank: int, modes: ModeTargets | None) -> _Scored:
+def _scored(
+    output: TrialOutput,
+    others: Mapping[tuple[int, ...], tuple[int, ...]],
+    text_decoder: TextDecoder,
+    blank: int,
+    modes: ModeTargets | None,
+) -> _Scored:
     labels = output.trial.labels or ()
-    log_probs = torch.from_numpy(output.log_probs_SV)[None]
-    lengths = torch.tensor([len(output.log_probs_SV)]), torch.tensor([len(labels)])
-    nats_B = ctc_loss(log_probs, torch.tensor([labels], dtype=torch.int64), *lengths, blank)
+    log_probs = torch.from_numpy(output.log_probs_SV)[None].expand(2, -1, -1)
+    frames, (targets, lengths) = torch.tensor([len(output.log_probs_SV)] * 2), pad_labels([labels, others[labels]])
+    own, of_others = ctc_loss(log_probs, targets, frames, lengths, blank).tolist()
     errors = sum(error_counts(labels, output.greedy_symbols)[:3])
     vocalised, is_right = modes.truth(output.trial) if modes is not None else None, None
     if vocalised is not None and output.mode is not None:
         is_right = (output.mode.vocalised > 0.5) == vocalised
-    return _Scored(text_decoder(output), float(nats_B), errors, is_right)
+    return _Scored(text_decoder(output), own, errors, of_others, is_right)
 
 
 def _gathered(found: list[_Scored], rank: int, world_size: int) -> list[_Scored]:

@@ -52,6 +52,7 @@ RULES: Final[tuple[Rule, ...]] = (
     rules_schedule.steps_become_slow,
     rules_blank.all_blank,
     rules_blank.label_in_the_blanks_place,
+    rules_learnt.input_is_heard,
     rules_learnt.has_learnt,
     rules_learnt.validation_is_like_training,
     rules_teachers.student_is_far_from_its_teachers,

@@ -23,6 +23,11 @@ NOTHING: Final = 0.9
 """A phoneme error rate from here on is none: the commonest symbols alone have about 0.8."""
 FALLS: Final = 0.98
 """Last validation loss over the least of the first half, below which a run is on its way."""
+HEARD: Final = 0.02
+"""Gain of the own labels over another trial's, as a share of the loss, from which the signal is heard: 0.00 measured
+after 900 steps on noise, 0.03 on a run that is far too slow, 0.3 and more on those that learn."""
+GROWS: Final = 1.5
+"""Gain in the second half of the validations over that in the first, from which the signal is about to be heard."""
 CHANCE: Final = 0.7
 """Below it something is decoded, however improbable the model finds the labels: that is another matter."""
 
@@ -31,6 +36,28 @@ def has_learnt(record: RunRecord) -> Iterator[Suspicion]:
     """After enough steps: neither a loss below the floor nor an error rate below that of chance."""
     if knows_nothing(record) and had_time(record) and not _on_its_way(record):
         yield suspect("not_learnt", f"{how_it_stands(record)}.", step=record.metric("val/loss").steps[-1], support=0.9)
+
+
+def input_is_heard(record: RunRecord) -> Iterator[Suspicion]:
+    """A trial's own labels are likelier than another trial's, unless the answers do not depend on the signal.
+
+    Without any signal a recurrence still learns how sentences begin and how many phonemes a trial of its length has:
+    its loss comes down to 0.88 of the input-blind floor, its error rate to 0.73 (measured on noise).
+    """
+    gains, losses = record.metric("val/pairing_gain"), record.metric("val/loss")
+    if len(gains) < 4 or not losses or gains.steps[-1] != losses.steps[-1] or not had_time(record):
+        return
+    gain, loss, half = gains.values[-1], losses.values[-1], len(gains) // 2
+    grows = middle(gains.values[half:]) >= GROWS * max(middle(gains.values[:half]), 0.0)
+    if gain < HEARD * loss and not grows:
+        yield suspect(
+            "input_ignored",
+            f"{how_it_stands(record)}; a trial's own labels are {gain:.2g} nats likelier than another trial's, "
+            f"{gain / loss:.1%} of the loss.",
+            step=gains.steps[-1],
+            support=0.85,
+            severity="warning",
+        )
 
 
 def knows_nothing(record: RunRecord) -> bool:
