@@ -183,7 +183,7 @@ EXHIBITS = (
             slow=True),
     Exhibit("weight decay of 20 with a low rate", "-", "weight_decay_too_strong",
             overrides=("training.optimizer.weight_decay=20", f"{LR}=0.0008"), slow=True),
-    Exhibit("dropout that leaves nothing of the signal", "-", "not_learnt",
+    Exhibit("dropout that leaves nothing of the signal", "-", "input_ignored",
             overrides=("model.gru.dropout=0.97", "model.head_dropout=0.9"), slow=True),
     Exhibit("validation trials with channels in another order", "-", "validation_unlike_training",
             channels_permuted_in_validation, overrides=(*BY_HEART, "training.steps=480"), slow=True),
