@@ -16,6 +16,7 @@ from sottovoce.models.ssm_config import Modulation, SSMConfig
 from sottovoce.models.ssm_cuda import mamba_ssm_scan
 from sottovoce.models.ssm_mamba2 import ssd
 from sottovoce.models.ssm_parts import NEVER_DECAYED
+from tests.models.padding import assert_padding_changes_nothing
 
 BOTH = SSMConfig(layers=3, width=16, state_size=4, head_size=8, chunk_size=8, dropout=0.0)
 CAUSAL = replace(BOTH, bidirectional=False)
@@ -89,18 +90,7 @@ def test_setting_every_linear_layers_bias_leaves_the_step_sizes_alone(kind: str)
 @pytest.mark.parametrize("config", [BOTH, CAUSAL, replace(BOTH, residual="block")])
 def test_a_trial_alone_equals_the_trial_padded(config: SSMConfig, kind: str) -> None:
     encoder = encoder_of(config, 6, kind).eval()
-    lengths = torch.tensor([40, 23, 1, 8, 0])
-    x = torch.randn(5, 40, 6)
-    x[1, 23:], x[3, 8:] = 1e3, torch.nan
-    padded, frames = encoder(x, lengths)
-    assert padded.shape == (5, 40, encoder.output_size)
-    assert frames is lengths
-    for row, length in enumerate(lengths.tolist()):
-        assert not padded[row, length:].any()
-        assert encoder.output_lengths(length) == length
-        if length:
-            alone, _ = encoder(x[row : row + 1, :length], lengths[row : row + 1])
-            torch.testing.assert_close(padded[row, :length], alone[0], atol=2e-6, rtol=1e-5)
+    assert_padding_changes_nothing(encoder)
 
 
 def test_gradients_are_those_of_the_trials_alone() -> None:

@@ -24,6 +24,7 @@ from sottovoce.models.transformer import (
     buckets,
 )
 from sottovoce.training.optimizer import group_of
+from tests.models.padding import assert_padding_changes_nothing
 
 BOTH = TransformerConfig(width=12, layers=2, heads=3, expansion=2, dropout=0.0, input_dropout=0.0)
 CAUSAL = replace(BOTH, bidirectional=False)
@@ -133,18 +134,7 @@ def test_the_encoder_is_the_formula_pair_by_pair_and_so_are_its_gradients(config
 @pytest.mark.parametrize("config", [BOTH, CAUSAL])
 def test_a_trial_alone_equals_the_trial_padded(config: TransformerConfig) -> None:
     encoder = encoder_of(config).eval()
-    lengths = torch.tensor([40, 23, 1, 8, 0])
-    x = torch.randn(5, 40, 6)
-    x[1, 23:], x[3, 8:] = 1e3, torch.nan
-    padded, frames = encoder(x, lengths)
-    assert padded.shape == (5, 40, encoder.output_size)
-    assert frames is lengths
-    for row, length in enumerate(lengths.tolist()):
-        assert not padded[row, length:].any()
-        assert encoder.output_lengths(length) == length
-        if length:
-            alone, _ = encoder(x[row : row + 1, :length], lengths[row : row + 1])
-            torch.testing.assert_close(padded[row, :length], alone[0], atol=2e-6, rtol=1e-5)
+    assert_padding_changes_nothing(encoder)
 
 
 def test_gradients_are_those_of_the_trials_alone_and_finite_beside_an_empty_one() -> None:

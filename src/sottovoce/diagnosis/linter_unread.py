@@ -11,6 +11,7 @@ from sottovoce.diagnosis.causes import linted
 from sottovoce.evaluation.config import EvaluationConfig
 from sottovoce.training.config import RunConfig, TrainingConfig
 from sottovoce.training.preparation import Prepared
+from sottovoce.training.teachers import DistillationConfig
 
 
 def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]:
@@ -42,18 +43,6 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
         "training.loss_scaling=gradient_norm": (
             transducer and training.loss_scaling == "gradient_norm" and distillation.share == 1,
             "training.distillation.weight=1 leaves no CTC loss to balance the transducer against",
-        ),
-        "training.distillation": (
-            not distillation.teachers and distillation != plain.distillation,
-            "no run is named as a teacher",
-        ),
-        "training.distillation.weight": (
-            bool(distillation.share) and bool(training.stages) and not any(s.loss_weights.ctc for s in training.stages),
-            "no stage gives CTC a weight",
-        ),
-        "training.distillation.out_of_fold": (
-            bool(distillation.share) and distillation.out_of_fold and config.preprocessor.log_mel is None,
-            "binned features have no speakers",
         ),
         "model.transducer": (model.transducer is not None and not transducer, "no stage trains a transducer"),
         "model.speaking_mode": (
@@ -91,6 +80,7 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
             "wandb.enabled=false",
         ),
     }
+    conditions |= _of_teachers(config)
     for name in ("time_mask", "channel_mask"):
         mask = getattr(augmentation, name)
         conditions[f"augmentation.{name}"] = (
@@ -107,6 +97,25 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
         # recipes set it for data of any size: nothing for a user to mend
         why = f"data.use_length_bucketing does nothing here: a batch holds all {len(prepared.train_indices)} trials."
         yield linted("unread_config_key", why, "note", fix="nothing needs to be done")
+
+
+def _of_teachers(config: RunConfig) -> dict[str, tuple[bool, str]]:
+    """By key whether it has no effect, and why."""
+    distillation, stages = config.training.distillation, config.training.stages
+    return {
+        "training.distillation": (
+            not distillation.teachers and distillation != DistillationConfig(),
+            "no run is named as a teacher",
+        ),
+        "training.distillation.weight": (
+            bool(distillation.share) and bool(stages) and not any(s.loss_weights.ctc for s in stages),
+            "no stage gives CTC a weight",
+        ),
+        "training.distillation.out_of_fold": (
+            bool(distillation.share) and distillation.out_of_fold and config.preprocessor.log_mel is None,
+            "binned features have no speakers",
+        ),
+    }
 
 
 def _batch(config: RunConfig) -> int:
