@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sottovoce.cli import check
+from sottovoce.cli.main import build_parser
 from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import NoUsableTrials, prepare
@@ -16,9 +15,7 @@ from tests.data.builders import T15Trial, noise, write_sound_folder, write_t15_f
 
 
 def run(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    check.add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(["check", *map(str, arguments)])
+    parsed = build_parser().parse_args(["check", *map(str, arguments)])
     code = parsed.run(parsed)
     assert isinstance(code, int)
     return code

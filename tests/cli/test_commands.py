@@ -178,7 +178,7 @@ def test_what_the_system_refuses_is_one_line(
     def refuse(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("sottovoce.reporting.write_report", refuse)
+    monkeypatch.setattr("sottovoce.verbs.report.write_report", refuse)
     assert main(["report", str(run_dir)]) == 2
     (found,) = capsys.readouterr().err.splitlines()
     assert found.startswith(f"sottovoce: {line}")

@@ -8,14 +8,13 @@ import json
 import pytest
 
 from sottovoce.cli import report
+from sottovoce.cli.main import build_parser
 from sottovoce.core.errors import CheckpointError
 from tests.diagnosis.run_directories import RunDirectory
 
 
 def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    report.add_parser(parser.add_subparsers(required=True))
-    return parser.parse_args(["report", *words])
+    return build_parser().parse_args(["report", *words])
 
 
 def test_it_names_the_file(tmp_path, capsys):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import pytest
 
-from sottovoce.cli.simulate import add_parser
+from sottovoce.cli.main import build_parser
 from sottovoce.core.errors import ConfigurationError, DataError
 
 
 def run(*words: str) -> int:
-    parser = argparse.ArgumentParser("sottovoce")
-    add_parser(parser.add_subparsers())
-    arguments = parser.parse_args(["simulate", *words])
+    arguments = build_parser().parse_args(["simulate", *words])
     code: int = arguments.run(arguments)
     return code
 

@@ -12,8 +12,8 @@ import soundfile
 
 from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.faults import Fault
+from sottovoce.core.splits import SPLITS
 from sottovoce.core.symbols import LETTERS, PHONEMES
-from sottovoce.core.trial import SPLITS
 from sottovoce.data.checks import check_path, fatal_faults, unusable_trials
 from sottovoce.data.checks_trial import Patching
 from sottovoce.data.config import DataConfig

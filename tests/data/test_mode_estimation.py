@@ -18,7 +18,8 @@ from sottovoce.data.mode_estimation import (
     pseudo_modes,
     refreshed_modes,
 )
-from sottovoce.data.simulate import SimulationSettings, simulate_t15
+from sottovoce.data.simulate.settings import SimulationSettings
+from sottovoce.data.simulate.simulation import simulate_t15
 from sottovoce.data.speaking_modes import BlockModes, stated_modes
 from sottovoce.data.t15 import open_t15
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.core.errors import ConfigurationError, DataError
+from sottovoce.core.splits import SPLITS, Split
 from sottovoce.core.symbols import LETTERS, PHONEMES
-from sottovoce.core.trial import SPLITS, Split
 from sottovoce.data.config import DataConfig
 from sottovoce.data.manifest import read_recordings
 from sottovoce.data.recordings import RecordingTrials, open_recordings, resampled_length

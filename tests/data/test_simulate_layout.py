@@ -14,10 +14,11 @@ import pytest
 from sottovoce.core.errors import DataError
 from sottovoce.core.lengths import conv_length, ctc_frames_needed
 from sottovoce.core.symbols import PHONEMES
-from sottovoce.data.simulate import SimulationSettings, simulate_t15
 from sottovoce.data.simulate.articulation import LEAD_IN_BINS, LEAD_OUT_BINS, SILENCE
 from sottovoce.data.simulate.lexicon import pronounce
 from sottovoce.data.simulate.sentences import sentences_of
+from sottovoce.data.simulate.settings import SimulationSettings
+from sottovoce.data.simulate.simulation import simulate_t15
 
 SETTINGS = SimulationSettings(
     sessions=3, trials=12, val_trials=4, test_trials=3, seed=3, electrodes=16, block_trials=5, dead_fraction=0.3

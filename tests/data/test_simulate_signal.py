@@ -11,12 +11,14 @@ import pytest
 
 from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.random import numpy_generator
-from sottovoce.data.simulate import SimulationSettings, all_sentences, simulate_t15
 from sottovoce.data.simulate.articulation import ARTICULATORS, NUM_LATENTS, articulate
 from sottovoce.data.simulate.difficulty import ridge_accuracy
 from sottovoce.data.simulate.lexicon import pronounce
 from sottovoce.data.simulate.neurons import BlockNormaliser, population_of
 from sottovoce.data.simulate.plan import OFFICIAL_DATES, TRAIN_ONLY, plan_session
+from sottovoce.data.simulate.sentences import all_sentences
+from sottovoce.data.simulate.settings import SimulationSettings
+from sottovoce.data.simulate.simulation import simulate_t15
 
 
 def _bytes(directory: Path) -> dict[str, bytes]:

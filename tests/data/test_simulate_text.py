@@ -7,9 +7,8 @@ import pytest
 from sottovoce.core.errors import DataError
 from sottovoce.core.symbols import PHONEMES
 from sottovoce.core.text import normalise_text
-from sottovoce.data.simulate import all_sentences, load_lexicon
-from sottovoce.data.simulate.lexicon import pronounce
-from sottovoce.data.simulate.sentences import _readings, sentences_of
+from sottovoce.data.simulate.lexicon import load_lexicon, pronounce
+from sottovoce.data.simulate.sentences import _readings, all_sentences, sentences_of
 
 
 def test_size_of_the_grammar():

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.core.errors import DataError
+from sottovoce.core.splits import SPLITS
 from sottovoce.core.symbols import PHONEMES
-from sottovoce.core.trial import SPLITS
 from sottovoce.data.t15 import T15Trials, find_sessions, open_t15
 from tests.data.builders import HELLO, T15Trial, noise, write_session, write_sound_folder, write_t15_file
 

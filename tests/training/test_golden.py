@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sottovoce.data.simulate import SimulationSettings, simulate_t15
+from sottovoce.data.simulate.settings import SimulationSettings
+from sottovoce.data.simulate.simulation import simulate_t15
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 from sottovoce.training.run import start

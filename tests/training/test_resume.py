@@ -138,7 +138,7 @@ def test_what_preflight_sees_when_a_run_is_resumed_is_said_and_recorded_once(
     def preflight(_: Prepared) -> list[Finding]:
         return [found("effective_step", "Seen once.", "linter"), found("weight_decay_on_biases", "New.", "preflight")]
 
-    monkeypatch.setattr("sottovoce.cli.train.preflight", preflight)
+    monkeypatch.setattr("sottovoce.verbs.train.preflight", preflight)
     with (run / "events.jsonl").open("a") as events:
         details = found("effective_step", "Seen once.", "linter").as_dict() | {"step": 0, "event": "effective_step"}
         events.write(json.dumps(details) + "\n")

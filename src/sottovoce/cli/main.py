@@ -13,22 +13,48 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
 import sottovoce
 from sottovoce.core.errors import ConfigurationError, SottovoceError, in_one_line
 from sottovoce.core.text import is_unicode
 
-VERBS: Final = ("simulate", "check", "train", "evaluate", "decode", "report", "diagnose", "import_t15", "bench")
+VERBS: Final = {
+    "simulate": "write a simulated data set",
+    "check": "report the faults of a data set, or of a run before it starts",
+    "train": "train a decoder",
+    "evaluate": "error rates of a run's best checkpoint, with intervals",
+    "decode": "write hypotheses for every trial of a data set",
+    "report": "write report.html: curves, error rates, confusions, single trials",
+    "diagnose": "say what went wrong in a run or a bad step, and why",
+    "import_t15": "turn the published T15 checkpoint into a run",
+    "bench": "measure, beside others, as ratios",
+}
+"""Each verb, the module of its name beside this one, with its line of help."""
 
 
-def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
-    """The parser of `verbs`; each module adds its own and the function that runs it."""
+class VerbParser(argparse.ArgumentParser):
+    """The parser of one verb; its module is imported when it is asked to parse."""
+
+    module: ModuleType | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As any parser; the namespace gets the function that runs the verb."""
+        if self.module is None:
+            self.module = importlib.import_module(f"sottovoce.cli.{self.prog.split()[-1]}")
+            self.module.configure(self)
+            self.set_defaults(run=self.module.run)
+        return super().parse_known_args(args, namespace)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; none of their modules is imported yet."""
     parser = argparse.ArgumentParser("sottovoce", description=sottovoce.__doc__)
     parser.add_argument("--version", action="version", version=sottovoce.__version__)
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in verbs:
-        importlib.import_module(f"sottovoce.cli.{verb}").add_parser(subparsers)
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=VerbParser)
+    for verb, line in VERBS.items():
+        subparsers.add_parser(verb, help=line)
     return parser
 
 
@@ -41,11 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal or a path need not be UTF-8
     argv = sys.argv[1:] if argv is None else argv
-    named = [verb for verb in VERBS if argv and verb == argv[0]]  # the others need not be imported
     try:
         if odd := [argument for argument in argv if not is_unicode(argument)]:
             raise ConfigurationError(f"{odd[0]!a} is not UTF-8; rename that file or folder")
-        arguments = build_parser(named or VERBS).parse_args(argv)
+        arguments = build_parser().parse_args(argv)
         code: int = arguments.run(arguments)
     except SottovoceError as error:
         print(f"sottovoce: {in_one_line(error)}", file=sys.stderr)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import sottovoce
 from sottovoce.cli.progress import progress_bar
-from sottovoce.core.trial import BIN_MS
 from sottovoce.data.simulate.settings import SimulationSettings
-from sottovoce.data.simulate.simulation import SimulationSummary, simulate_t15
+
+if TYPE_CHECKING:
+    from sottovoce.data.simulate.simulation import SimulationSummary
 
 LAYOUTS: Final = ("t15",)
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb and its options."""
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.description = __doc__
     default = SimulationSettings()
-    parser = subparsers.add_parser("simulate", help="write a simulated data set", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder to write; must be empty or absent")
     parser.add_argument("--layout", choices=LAYOUTS, default="t15", help="official layout to write (default: t15)")
     for name, kind, text in (
@@ -43,7 +45,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument(f"--{name}", type=kind, default=value, metavar="N" if kind is int else "X", help=shown)
     parser.add_argument("--overwrite", action="store_true", help="replace the simulation in DIR, and nothing else")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         bins_per_phoneme=arguments.bins_per_phoneme,
     )
     with progress_bar("simulating trials", quiet=arguments.json) as progress:
-        summary = simulate_t15(arguments.directory, settings, progress, overwrite=arguments.overwrite)
+        summary = sottovoce.simulate_t15(arguments.directory, settings, progress, overwrite=arguments.overwrite)
     if arguments.json:
         print(
             json.dumps(
@@ -88,6 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _summary(summary: SimulationSummary) -> str:
+    from sottovoce.core.trial import BIN_MS
+
     splits = ", ".join(f"{count} {split}" for split, count in summary.trials_by_split.items())
     minutes = summary.bins * BIN_MS / 60_000
     return (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.faults import Fault
+from sottovoce.core.splits import SPLITS
 from sottovoce.core.symbols import PHONEMES, SymbolTable
-from sottovoce.core.trial import SPLITS
 from sottovoce.data.checks_recordings import Audience, check_audio_file, check_recordings
 from sottovoce.data.checks_t15 import CheckedFile, check_t15_files, check_t15_folder
 from sottovoce.data.checks_trial import Patching, Progress

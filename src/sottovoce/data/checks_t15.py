@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.faults import Fault
+from sottovoce.core.splits import SPLITS, Split
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.text import normalise_text
-from sottovoce.core.trial import SPLITS, Split
 from sottovoce.data.checks_features import DeadChannels, SessionStatistics
 from sottovoce.data.checks_trial import (
     Expectation,

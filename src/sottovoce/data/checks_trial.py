@@ -12,9 +12,9 @@ import numpy as np
 
 from sottovoce.core.faults import Fault, Severity
 from sottovoce.core.lengths import adjacent_repeats, conv_length, ctc_frames_needed
+from sottovoce.core.splits import Split
 from sottovoce.core.symbols import PHONEMES, SymbolTable
 from sottovoce.core.text import normalise_text
-from sottovoce.core.trial import Split
 from sottovoce.data.t15_file import LABEL_ITEMS, SPIKES, StoredTrial
 
 OFFICIAL_CHANNELS: Final = 512

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.faults import Fault
+from sottovoce.core.splits import Split
 from sottovoce.core.symbols import symbol_table
-from sottovoce.core.trial import Split, TrialSet
+from sottovoce.core.trial import TrialSet
 from sottovoce.data.config import DataConfig
 from sottovoce.data.layout import require_layout
 from sottovoce.data.pronunciation import read_lexicon

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.faults import Fault, Severity
+from sottovoce.core.splits import SPLITS, Split
 from sottovoce.core.text import is_unicode
-from sottovoce.core.trial import SPLITS, Split
 
 MANIFESTS: Final = ("manifest.jsonl", "manifest.csv", "manifest.tsv")
 AUDIO_SUFFIXES: Final = frozenset({".wav", ".flac", ".ogg"})

@@ -14,8 +14,9 @@ import soxr
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.faults import Fault
+from sottovoce.core.splits import SPLITS, Split
 from sottovoce.core.symbols import SymbolTable
-from sottovoce.core.trial import SPLITS, Split, Trial
+from sottovoce.core.trial import Trial
 from sottovoce.data.config import DataConfig
 from sottovoce.data.manifest import Recording, find_manifest, read_recordings
 from sottovoce.data.pronunciation import UnknownSymbolError, text_labels

@@ -16,7 +16,7 @@ from rapidfuzz import process
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.random import numpy_generator
-from sottovoce.core.trial import SPLITS, Split
+from sottovoce.core.splits import SPLITS, Split
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.faults import Fault
-from sottovoce.core.trial import SPLITS, Split, Trial
+from sottovoce.core.splits import SPLITS, Split
+from sottovoce.core.trial import Trial
 from sottovoce.data.checks_trial import (
     Expectation,
     duplicate_number_faults,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.examples import Example, Examples, write_examples
-from sottovoce.core.trial import Split
+from sottovoce.core.splits import Split
 from sottovoce.evaluation.inference import TrialOutput
 from sottovoce.evaluation.loaded_run import LoadedRun
 from sottovoce.evaluation.records import write_evaluation

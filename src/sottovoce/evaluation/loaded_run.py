@@ -15,8 +15,9 @@ from sottovoce.core.checkpoints import has_checkpoint, load_weights, read_state
 from sottovoce.core.configuration import build
 from sottovoce.core.errors import CheckpointError, ConfigurationError, DataError
 from sottovoce.core.faults import Fault
+from sottovoce.core.splits import Split
 from sottovoce.core.symbols import SymbolTable, symbol_table
-from sottovoce.core.trial import BIN_MS, Split, Trial, TrialSet
+from sottovoce.core.trial import BIN_MS, Trial, TrialSet
 from sottovoce.data.config import DataConfig
 from sottovoce.data.loading import PreparedTrials, open_data
 from sottovoce.evaluation.config import EvaluationConfig

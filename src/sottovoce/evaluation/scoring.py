@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from sottovoce.core.errors import DataError
+from sottovoce.core.splits import Split
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.text import NORMALISER, normalise_text
-from sottovoce.core.trial import Split, Trial
+from sottovoce.core.trial import Trial
 from sottovoce.metrics import ErrorCounts, Rate, bootstrap_interval
 
 Metric = Literal["per", "wer", "cer", "wra"]

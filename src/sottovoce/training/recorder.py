@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch.utils.tensorboard import SummaryWriter
 
 from sottovoce.core.records import JsonLines
-from sottovoce.core.trial import Split
+from sottovoce.core.splits import Split
 from sottovoce.training.tracking import Tracker
 
 QUIET_SECONDS = 15.0

@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 
 from sottovoce.core.errors import DataError
+from sottovoce.core.splits import Split
 from sottovoce.core.symbols import BOUNDARY, PHONEMES
-from sottovoce.core.trial import Split
 from sottovoce.data.simulate.articulation import SILENCE, Array
 from sottovoce.data.simulate.writer import GROUND_TRUTH
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Final
 
 from sottovoce.core.random import numpy_generator
-from sottovoce.core.trial import Split
+from sottovoce.core.splits import Split
 from sottovoce.data.simulate.articulation import Mode
 from sottovoce.data.simulate.sentences import sentences_of
 from sottovoce.data.simulate.settings import SimulationSettings

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Final
 
 from sottovoce.core.random import numpy_generator
-from sottovoce.core.trial import Split
+from sottovoce.core.splits import Split
 
 MAX_SENTENCES_PER_TEMPLATE: Final = 200
 """A template with more readings is thinned to this many, so that no turn of phrase dominates."""

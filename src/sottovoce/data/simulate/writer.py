@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.core.errors import DataError
-from sottovoce.core.trial import Split
+from sottovoce.core.splits import Split
 from sottovoce.data.simulate.plan import IMPLANT_DAY, PlannedSession
 from sottovoce.data.simulate.settings import SimulationSettings
 

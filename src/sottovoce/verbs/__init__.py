@@ -1,0 +1,1 @@
+"""What each command does, as a function that a program can call; nothing here prints."""

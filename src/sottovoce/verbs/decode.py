@@ -1,0 +1,101 @@
+"""Hypotheses for every trial of a data set, labelled or not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sottovoce.core.errors import ConfigurationError, DataError
+from sottovoce.core.splits import SPLITS, Split
+from sottovoce.core.symbols import SymbolTable
+from sottovoce.evaluation.loaded_run import load_run
+from sottovoce.evaluation.scoring import Hypothesis
+from sottovoce.verbs.listener import Progress
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the model makes of a data set."""
+
+    hypotheses: tuple[Hypothesis, ...]
+    left_out: tuple[str, ...]
+    """A line for each trial or file that could not be used."""
+    table: SymbolTable
+    """What the hypotheses' symbols stand for."""
+
+
+def decode(
+    run_dir: Path | str,
+    data_root: Path | str,
+    split: Split | None = None,
+    decoder: str | None = None,
+    beam_size: int | None = None,
+    on_fault: Literal["raise", "skip"] | None = None,
+    progress: Progress | None = None,
+) -> Decoded:
+    """Decode every trial of a data set in the layout that the run was trained on.
+
+    `split`: of the T15 layout, only this one; `decoder`, `beam_size` and `on_fault` stand in for the run's own.
+
+    Raises:
+        CheckpointError: not a run directory, or a damaged one.
+        DataError: the data cannot be used, or have sessions that the model has no adapter for.
+        ConfigurationError: the decoder needs what the run lacks.
+    """
+    data_root = Path(data_root)
+    loaded = load_run(Path(run_dir)).with_beam(beam_size, decoder)
+    skip = (on_fault or loaded.data.on_fault) == "skip"
+    loaded = replace(loaded, data=replace(loaded.data, on_fault="skip" if skip else "raise"))
+    text_decoder = loaded.text_decoder(decoder)
+    trial_set = loaded.open_other(data_root, (split,) if split else SPLITS)
+    if not trial_set.trials:
+        raise DataError(f"{data_root} has no {split or ''} trials")
+    indices, faults = loaded.usable(trial_set) if skip else (list(range(len(trial_set.trials))), [])
+    outputs = loaded.outputs(trial_set, indices, text_decoder.decoder, progress)
+    left_out = (*map(str, trial_set.skipped), *faults)
+    return Decoded(tuple(text_decoder(output) for output in outputs), left_out, loaded.table)
+
+
+def refuse_no_file(path: Path) -> None:
+    """Say before the work begins that hypotheses cannot be written to `path`.
+
+    Raises:
+        ConfigurationError: it is a folder, or has no name.
+    """
+    if not path.name or path.is_dir():
+        raise ConfigurationError(f"--out {path}: must be the name of a file")
+
+
+def write_hypotheses(path: Path, decoded: Decoded) -> None:
+    """One JSON object a trial; the file appears when it is complete.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    lines = [json.dumps(_record(hypothesis, decoded.table)) + "\n" for hypothesis in decoded.hypotheses]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".writing")
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def _record(hypothesis: Hypothesis, table: SymbolTable) -> dict[str, Any]:
+    trial = hypothesis.trial
+    return {
+        "trial_id": trial.trial_id,
+        "split": trial.split,
+        "session": trial.session,
+        "text": hypothesis.text,
+        "symbols": list(table.decode(hypothesis.symbols)),
+        "score": hypothesis.score,
+        "word_confidences": list(hypothesis.word_confidences),
+        "n_best": [
+            {"symbols": list(table.decode(candidate.symbols)), "text": candidate.text, "score": candidate.score}
+            for candidate in hypothesis.n_best
+        ],
+    }

@@ -1,0 +1,53 @@
+"""The published T15 baseline as a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from sottovoce.core.checkpoints import write_checkpoint
+from sottovoce.core.configuration import plain
+from sottovoce.core.errors import ConfigurationError
+from sottovoce.evaluation.left_out import write_left_out
+from sottovoce.evaluation.loaded_run import CONFIG_FILE, write_sessions
+from sottovoce.evaluation.vocabulary import write_vocabulary
+from sottovoce.models.official_t15 import load_official_t15
+from sottovoce.training.composition import compose_config
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The run that was made."""
+
+    run_dir: Path
+    parameters: int
+    sessions: tuple[str, ...]
+
+
+def import_t15(folder: Path | str, data_root: Path | str, run_dir: Path | str) -> Imported:
+    """Write a run directory with the published weights, for evaluation on a data set in the T15 layout.
+
+    `folder` holds `best_checkpoint` and `args.yaml`.
+
+    Raises:
+        CheckpointError: the published files cannot be read.
+        ConfigurationError: `run_dir` exists already.
+    """
+    run_dir = Path(run_dir)
+    model, sessions = load_official_t15(Path(folder))
+    config = compose_config(["recipe=t15_gru", f"data.data_root={data_root}"])
+    assert model.config.num_channels is not None
+    preprocessor = replace(config.preprocessor, num_channels=model.config.num_channels)
+    config = replace(config, model=model.config, preprocessor=preprocessor)
+    try:
+        run_dir.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigurationError(f"{run_dir} exists already; choose another --out") from None
+    (run_dir / CONFIG_FILE).write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    write_vocabulary(run_dir, None)
+    write_left_out(run_dir, {})
+    write_sessions(run_dir, sessions)
+    write_checkpoint(run_dir / "checkpoints" / "best", 0, {"model": model.state_dict()}, {})
+    return Imported(run_dir, sum(p.numel() for p in model.parameters()), tuple(sessions))
