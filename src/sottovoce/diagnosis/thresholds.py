@@ -1,6 +1,7 @@
 """Levels that the monitor, while a run goes on, and the explainer, over its records, judge by alike.
 
-Rows are those of the catalogue of failures (stability.md); its policy is section 0.3.
+Rows are those of docs/failures/README.md. What is called policy is chosen, not measured: a sign is raised and cleared
+at different levels, so that one which comes and goes is one event, and slow signs must last.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ FORMAT: Final = 1
 FOLDER: Final = "capsules"
 BEFORE: Final = "before"
 LAST_METRICS: Final = 200
-"""Lines of `metrics.jsonl` that a capsule keeps (stability.md section 0.4: the last 200 values)."""
+"""Lines of `metrics.jsonl` that a capsule keeps: the metrics of the last steps (chosen)."""
 BATCH_TENSORS: Final = ("signal", "lengths_B", "labels_BU", "label_lengths_B", "session_B")
 LESSON_TENSORS: Final = ("log_q_BSV", "weights_BS")
 Losses = dict[tuple[str, str], float]

@@ -40,7 +40,7 @@ class Utterance:
 
     @property
     def needed(self) -> int:
-        """Frames that CTC needs: labels and adjacent repeats (stability.md A1)."""
+        """Frames that CTC needs: labels and adjacent repeats (docs/failures/ctc_infeasible.md)."""
         return len(self.labels) + sum(a == b for a, b in zip(self.labels, self.labels[1:], strict=False))
 
 

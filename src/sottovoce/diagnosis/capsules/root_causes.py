@@ -1,4 +1,4 @@
-"""From what isolation found to the cause, by the verdict procedure of stability.md section 1: first match wins.
+"""From what isolation found to the cause, by questions in this order; the first that is answered wins.
 
 1 are all weights finite? 2 does every gradient belong to the optimiser? 3 is a trial's loss infinite (targets, then
 lengths, then overflow)? 4 is only the gradient bad (half precision, a lattice's infinities, a scan)? 5 is it only far

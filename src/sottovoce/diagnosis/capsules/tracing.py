@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 OUTLYING: Final = 1e4
 """A magnitude that no healthy activation has: features are normalised, gates and norms keep outputs near 1; half
-precision ends at 65504 (stability.md C1). A starting threshold."""
+precision ends at 65504 (docs/failures/fp16_overflow.md). A starting threshold."""
 FILLS: Final = (
     "fill",
     "masked_fill",

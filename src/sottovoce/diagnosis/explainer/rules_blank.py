@@ -13,7 +13,7 @@ from sottovoce.diagnosis.thresholds import BLANK, LARGE_EPS, LEFT
 
 PATIENCE_STEPS: Final = 500
 PATIENCE_SHARE: Final = 0.02
-"""A plateau of more than so many steps, or this share of the run, is long: stability.md D6."""
+"""A plateau of more than so many steps, or this share of the run, is long: docs/failures/blank_collapse.md."""
 NOTED_STEPS: Final = 100
 """A plateau that lasts longer is worth a note. Short runs that end on it are no fault: a GRU of 16 units on 24 trials
 stays there for 400 steps."""

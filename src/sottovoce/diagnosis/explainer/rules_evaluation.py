@@ -19,16 +19,18 @@ from sottovoce.metrics import error_counts, percent
 
 OFFSETS: Final = (-2, -1, 1, 2)
 OFFSET_GAIN: Final = 0.1
-"""A shift of the symbols that is better by ten points is the right one: stability.md G5."""
+"""A shift of the symbols that is better by ten points is the right one: docs/failures/tokenizer_offset.md."""
 TINY_RATE: Final = 0.05
 MOSTLY_EMPTY: Final = 0.5
-"""An error rate under 5 % with half of the hypotheses empty is a fraction read as a percentage: stability.md G1."""
+"""An error rate under 5 % with half of the hypotheses empty is a fraction read as a percentage
+(docs/failures/unit_mismatch.md)."""
 DIFFERS: Final = 0.02
 """Two points between the trainer's validation and the evaluation of the same checkpoint: rounding gives none."""
 LEAK_SHARE: Final = 0.01
 LEAK_GAP: Final = 0.1
 FEWEST_TRIALS: Final = 10
-"""Overlap, gap and trials of each kind before seen and unseen sentences are worth comparing: stability.md H1."""
+"""Overlap, gap and trials of each kind before seen and unseen sentences are worth comparing
+(docs/failures/split_leak.md)."""
 RATES: Final = ("per", "wer", "cer")
 
 

@@ -98,7 +98,7 @@ def _severity(code: str, steps: Sequence[int], aborted: bool) -> Severity | None
 
 
 def why_the_loss_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
-    """Section 1, step 3 of stability.md: which trials, what their signals and targets are, else overflow."""
+    """Which trials, what their signals and targets are, else overflow."""
     steps = refused_steps(record, "nonfinite_loss")
     yield from _from_signals(steps, "nonfinite_loss")
     known = {trial for step in steps for trial in step.culprits}
@@ -272,7 +272,7 @@ def _about_gradient(code: str, evidence: str, step: int, support: float) -> Susp
 
 
 def _rising(norms: Series) -> bool:
-    """The last norms are four times what they were (the factor of a spike, stability.md D3)."""
+    """The last norms are four times what they were (the factor of a spike: docs/failures/gradient_spike.md)."""
     return len(norms) >= 3 and norms.values[-1] > 4 * min(norms.values)
 
 

@@ -11,10 +11,11 @@ from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
 from sottovoce.training.terms import METRIC_NAMES
 
 ZERO_STEPS: Final = 20
-"""A loss that is exactly 0 for more steps was never computed: stability.md E5."""
+"""A loss that is exactly 0 for more steps was never computed: docs/failures/zero_loss.md."""
 TERMS_DIFFER: Final = 4.0
-"""Transducer over CTC loss near initialisation is 1.17 to 1.27 at equal reduction (stability.md E1); CTC falls a little
-within the steps of the first record, so that 2 would be too strict here."""
+"""Transducer over CTC loss near initialisation is 1.17 to 1.27 at equal reduction
+(docs/failures/reduction_mismatch.md); CTC falls a little within the steps of the first record, so that 2 would be too
+strict here."""
 WEIGHTS_DIFFER: Final = 50.0
 """Ratio of loss weights that leaves one loss less than a fiftieth of the total."""
 TOTAL_TOLERANCE: Final = 0.02

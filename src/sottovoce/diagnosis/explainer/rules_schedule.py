@@ -32,7 +32,7 @@ LOSS_RISES: Final = 1.2
 LEARNT: Final = 0.75
 """Chance symbols reach error rates of about 0.8, and the blank plateau that follows is worse without any fault."""
 MOSTLY: Final = 0.95
-"""Share of records above the clip limit: stability.md B4."""
+"""Share of records above the clip limit: docs/failures/clip_before_unscale.md."""
 STANDSTILL: Final = 30.0
 STANDSTILL_WITH_EPS: Final = 5.0
 """Median norm over clip limit; with a large epsilon the step shrinks with the gradient, so that less is enough."""

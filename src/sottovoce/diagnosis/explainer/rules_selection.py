@@ -17,7 +17,7 @@ from sottovoce.models.compose import build_model
 AVERAGES: Final = (2, 3, 4, 5)
 """Lengths of the moving averages that are tried."""
 FEWEST_RANKED: Final = 5
-"""Checkpoints that a rank correlation needs: stability.md G8."""
+"""Checkpoints that a rank correlation needs: docs/failures/selection_gate.md."""
 SPREAD: Final = 0.05
 LOSS_BY_GATE: Final = 0.03
 """The reported metric must vary by five points, and the choice cost three, before the gate is worth a word."""

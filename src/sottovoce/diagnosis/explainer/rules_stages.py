@@ -14,7 +14,8 @@ from sottovoce.training.terms import METRIC_NAMES
 
 STILL: Final = 0.97
 MOVES: Final = 0.8
-"""A loss of which this much is left has not moved, or has (stability.md B1: its loss stays at (T + U) ln V)."""
+"""A loss of which this much is left has not moved, or has: one that is not trained stays at (T + U) ln V
+(docs/failures/stale_optimizer.md)."""
 RELEASED_STEPS: Final = 50
 """Steps after its release in which a part's loss must have moved."""
 

@@ -12,8 +12,7 @@ from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 
 JUMP = 1.5
-"""A loss that is this much above its recent median has jumped; noise of small batches stays below (chosen, see
-stability.md 0.3)."""
+"""A loss that is this much above its recent median has jumped; noise of small batches stays below (chosen)."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from sottovoce.training.teachers import Teachers
 LENGTHS: Final = (*range(1, 200), 500, 1000, 5000)
 """Bins for which the frames of teacher and student are compared, by their formulas."""
 NO_GRADIENT: Final = 1e-4
-"""Share of the blank's gradient in the largest of the others'; measured without it: 1e-7 (stability.md H6)."""
+"""Share of the blank's gradient in the largest of the others'; measured without it: 1e-7
+(docs/failures/blank_without_gradient.md)."""
 MADE_UP: Final = (1.0, 0.1, 1.0, 0.1, 1.0, 0.0)
 """Weights of the frames of a made-up lesson."""
 
