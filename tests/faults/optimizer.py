@@ -47,7 +47,7 @@ def clip_norm_of_everything(scene: Scene) -> None:
 
     def add(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
         scene.patch.setattr(GradientGuard, "inspect", clip_all)
-        scene.patch.setitem(compose.COMPONENT_OF, "auxiliary", "flow_bridge")
+        scene.patch.setitem(compose.DecoderModel.PARTS, "auxiliary", "flow_bridge")
         models.append(module.model)
         module.model.register_parameter("auxiliary", nn.Parameter(torch.ones(1)))
         module.model.head.register_forward_hook(

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from sottovoce.core.errors import ConfigurationError
+from sottovoce.models.encoder import Modulation
 from sottovoce.models.ssm import SSMEncoder
-from sottovoce.models.ssm_config import Modulation, SSMConfig
+from sottovoce.models.ssm_config import SSMConfig
 from sottovoce.models.ssm_cuda import mamba_ssm_scan
 from sottovoce.models.ssm_mamba2 import ssd
 from sottovoce.models.ssm_parts import NEVER_DECAYED

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.models.compose import ModelConfig, build_model, component_of
+from sottovoce.models.compose import DecoderModel, ModelConfig, build_model
 from sottovoce.models.patching import PatchConfig
 from sottovoce.models.speaking_mode import SpeakingModeConfig
 from sottovoce.models.transformer import (
@@ -226,7 +226,7 @@ def test_what_weight_decay_acts_on() -> None:
     undecayed = {name for name, _ in encoder_of(BOTH).named_parameters() if group_of(f"encoder.{name}") == "bias"}
     assert "distance.bias_HK" in undecayed
     assert undecayed == {name for name, _ in encoder_of(BOTH).named_parameters() if "bias" in name}
-    assert component_of("encoder.distance.bias_HK") == "encoder"
+    assert DecoderModel.component_of("encoder.distance.bias_HK") == "encoder"
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -1,14 +1,16 @@
 """The decoder model: [flow bridge →] session adapter → stem → patching → encoder → heads.
 
-Any encoder goes with any head; a new encoder is a file beside this one, a field of `ModelConfig` and a line in
-`_encoder`. Legend: B trials, T bins, C channels, S frames, E encoder size, V symbols.
+Any encoder goes with any head. A new encoder is a file beside this one, a line of `ENCODERS` and a field of
+`ModelConfig`, which keeps the sections of the configuration typed.
+
+Legend: B trials, T bins, C channels, S frames, E encoder size, V symbols.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
@@ -16,39 +18,41 @@ from torch import nn
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.lengths import Lengths
 from sottovoce.models.conv import ConvConfig, ConvEncoder
+from sottovoce.models.ctc_head import CTCHead
+from sottovoce.models.encoder import Conditioner, Encoder, Modulation
 from sottovoce.models.flow_bridge import FlowBridge, FlowBridgeConfig
 from sottovoce.models.gru import GRUConfig, GRUEncoder
 from sottovoce.models.patching import PatchConfig, patches
 from sottovoce.models.session_adapter import SessionAdapter, SessionAdapterConfig
 from sottovoce.models.speaking_mode import ModeConditioner, ModeOutput, SpeakingModeConfig, SpeakingModeHead
 from sottovoce.models.ssm import SSMEncoder
-from sottovoce.models.ssm_config import Modulation, SSMConfig
+from sottovoce.models.ssm_config import SSMConfig
 from sottovoce.models.stem import Stem, StemConfig
 from sottovoce.models.transducer import TransducerConfig, TransducerHead
 from sottovoce.models.transformer import TransformerConfig, TransformerEncoder
 
-ENCODERS = ("gru", "conv", "ssm", "transformer")
-COMPONENT_OF: Final = {
-    "session_adapter": "preprocessor",
-    "stem": "preprocessor",
-    "encoder": "encoder",
-    "head": "ctc_decoder",
-    "transducer": "rnnt_decoder",
-    "speaking_mode": "mode_head",
-    "mode_conditioner": "mode_head",
-    "flow_bridge": "flow_bridge",
-}
-"""The component of a curriculum that each of the model's parts belongs to."""
 COMPONENTS: Final = ("preprocessor", "encoder", "ctc_decoder", "rnnt_decoder", "mode_head", "flow_bridge")
+"""What the stages of a curriculum freeze and train, in their usual order; each part of the model names its own."""
 
 
-def component_of(parameter: str) -> str:
-    """The component that owns the parameter of this dotted name.
+@dataclass(frozen=True)
+class EncoderKind:
+    """One kind of encoder."""
 
-    >>> component_of("head.weight")
-    'ctc_decoder'
-    """
-    return COMPONENT_OF[parameter.split(".")[0]]
+    section: str
+    """Of the configuration: a field of `ModelConfig`."""
+    config: type
+    """Class of that section."""
+    encoder: type[Encoder]
+    """Made from its section and the size of its input frames."""
+
+
+ENCODERS: Final = (
+    EncoderKind("gru", GRUConfig, GRUEncoder),
+    EncoderKind("conv", ConvConfig, ConvEncoder),
+    EncoderKind("ssm", SSMConfig, SSMEncoder),
+    EncoderKind("transformer", TransformerConfig, TransformerEncoder),
+)
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,10 @@ class ModelConfig:
     """Logit column of the CTC blank. A run fills this in from the symbol table."""
 
     def __post_init__(self) -> None:
-        chosen = [name for name in ENCODERS if getattr(self, name) is not None]
+        chosen = [kind.section for kind in ENCODERS if getattr(self, kind.section) is not None]
         if len(chosen) != 1:
             raise ConfigurationError(
-                f"model: exactly one of the encoders {', '.join(ENCODERS)} must be set, "
+                f"model: exactly one of the encoders {', '.join(kind.section for kind in ENCODERS)} must be set, "
                 f"got {', '.join(chosen) or 'none'}; switch one off with model.NAME=null"
             )
         if self.speaking_mode is not None and self.ssm is not None and self.ssm.layers < 2:
@@ -101,6 +105,11 @@ class ModelConfig:
             raise ConfigurationError(f"model.head_dropout={self.head_dropout}: must lie in [0, 1)")
         if not math.isfinite(self.blank_bias):
             raise ConfigurationError(f"model.blank_bias={self.blank_bias}: must be finite")
+
+    @property
+    def encoder_kind(self) -> EncoderKind:
+        """The kind whose section is set."""
+        return next(kind for kind in ENCODERS if getattr(self, kind.section) is not None)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,18 @@ class Encoded:
 
 class DecoderModel(nn.Module):
     """Features [B, T, C] to encoder frames and CTC logits [B, S, V]."""
+
+    PARTS: ClassVar[dict[str, str]] = {
+        "flow_bridge": FlowBridge.component,
+        "session_adapter": SessionAdapter.component,
+        "stem": Stem.component,
+        "encoder": Encoder.component,
+        "head": CTCHead.component,
+        "transducer": TransducerHead.component,
+        "speaking_mode": SpeakingModeHead.component,
+        "mode_conditioner": ModeConditioner.component,
+    }
+    """Attribute of each part that has parameters → the component that its class says it belongs to."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -134,20 +155,25 @@ class DecoderModel(nn.Module):
         self.encoder = _encoder(config, bin_size * (config.patch.size if config.patch else 1))
         size = self.encoder.output_size
         self.head_dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(size, num_symbols)
-        nn.init.xavier_uniform_(self.head.weight)
-        if config.blank_bias:
-            with torch.no_grad():
-                self.head.bias[config.blank] += config.blank_bias
+        self.head = CTCHead(size, num_symbols, config.blank, config.blank_bias)
         self.transducer = TransducerHead(config.transducer, size, num_symbols) if config.transducer else None
         self.speaking_mode = SpeakingModeHead(config.speaking_mode, size) if config.speaking_mode else None
-        modulates = config.speaking_mode is not None and isinstance(self.encoder, SSMEncoder)
+        modulates = config.speaking_mode is not None and self.encoder.can_be_modulated
         self.mode_conditioner = ModeConditioner(size) if modulates else None
+
+    @classmethod
+    def component_of(cls, parameter: str) -> str:
+        """The component that owns the parameter (or buffer) of this dotted name.
+
+        >>> DecoderModel.component_of("head.weight")
+        'ctc_decoder'
+        """
+        return cls.PARTS[parameter.split(".")[0]]
 
     @property
     def components(self) -> tuple[str, ...]:
         """The components of a curriculum that the model has, in their usual order."""
-        owners = {component_of(name) for name, _ in self.named_parameters()}
+        owners = {self.component_of(name) for name, _ in self.named_parameters()}
         return tuple(component for component in COMPONENTS if component in owners)
 
     def output_lengths(self, lengths: Lengths) -> Lengths:
@@ -178,31 +204,31 @@ class DecoderModel(nn.Module):
             x = self.session_adapter(x, session_B)
         if self.stem is not None:
             x, lengths_B = self.stem(x, lengths_B)
-        patch = self.config.patch
+        patch, given = self.config.patch, dict[str, Any]()
         if patch is not None:
             lengths_B = patch.output_lengths(lengths_B)
-        if isinstance(self.encoder, GRUEncoder):
-            frames_BSE, lengths_B = self.encoder(x, lengths_B, patch)
-        else:
-            x = x if patch is None else patches(x, patch)
-            if with_mode and self.speaking_mode is not None and isinstance(self.encoder, SSMEncoder):
-                return self._encode_modulated(self.encoder, x, lengths_B)
-            frames_BSE, lengths_B = self.encoder(x, lengths_B)
-        if not with_mode or self.speaking_mode is None:
-            return Encoded(frames_BSE, lengths_B)
-        return Encoded(frames_BSE, lengths_B, self.speaking_mode(frames_BSE, lengths_B))
+            if self.encoder.takes_patches:
+                given["patch"] = patch
+            else:
+                x = patches(x, patch)
+        mode: list[ModeOutput] = []
+        if with_mode and self.mode_conditioner is not None:
+            given["conditioner"] = self._conditioner(mode)
+        frames_BSE, lengths_B = self.encoder(x, lengths_B, **given)
+        if with_mode and self.speaking_mode is not None and not mode:
+            mode.append(self.speaking_mode(frames_BSE, lengths_B))
+        return Encoded(frames_BSE, lengths_B, mode[0] if mode else None)
 
-    def _encode_modulated(self, encoder: SSMEncoder, x_BSE: torch.Tensor, lengths_B: torch.Tensor) -> Encoded:
-        said: list[ModeOutput] = []
+    def _conditioner(self, mode: list[ModeOutput]) -> Conditioner:
+        """Modulates by what the speaking-mode head says, which goes into `mode`."""
 
         def conditioner(hidden_BSE: torch.Tensor, frames_B: torch.Tensor) -> Modulation:
             assert self.speaking_mode is not None and self.mode_conditioner is not None
-            said.append(self.speaking_mode(hidden_BSE, frames_B))
-            modulation: Modulation = self.mode_conditioner(said[0].posterior_B2)
+            mode.append(self.speaking_mode(hidden_BSE, frames_B))
+            modulation: Modulation = self.mode_conditioner(mode[0].posterior_B2)
             return modulation
 
-        frames_BSE, lengths_B = encoder(x_BSE, lengths_B, conditioner)
-        return Encoded(frames_BSE, lengths_B, said[0])
+        return conditioner
 
     def ctc_logits(self, encoded: Encoded) -> torch.Tensor:
         """Logits [B, S, V] of the CTC head."""
@@ -217,15 +243,9 @@ class DecoderModel(nn.Module):
         return self.ctc_logits(encoded), encoded.lengths_B
 
 
-def _encoder(config: ModelConfig, input_size: int) -> GRUEncoder | ConvEncoder | SSMEncoder | TransformerEncoder:
-    if config.gru is not None:
-        return GRUEncoder(config.gru, input_size)
-    if config.ssm is not None:
-        return SSMEncoder(config.ssm, input_size)
-    if config.transformer is not None:
-        return TransformerEncoder(config.transformer, input_size)
-    assert config.conv is not None
-    return ConvEncoder(config.conv, input_size)
+def _encoder(config: ModelConfig, input_size: int) -> Encoder:
+    kind = config.encoder_kind
+    return kind.encoder(getattr(config, kind.section), input_size)
 
 
 def _required(config: ModelConfig, name: str) -> int:

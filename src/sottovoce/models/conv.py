@@ -17,6 +17,7 @@ from torch import nn
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.lengths import Lengths, conv_length
 from sottovoce.core.trial import valid_mask
+from sottovoce.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ class ConvBlock(nn.Module):
         return x_BSE + added
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(Encoder):
     """Encoder [B, T, D] → [B, S, E]; a trial's frames do not depend on the padding."""
+
+    causal = False
+    needs_whole_trial = "its convolutions are centred; take model.gru, or model.ssm with bidirectional=false"
 
     def __init__(self, config: ConvConfig, input_size: int) -> None:
         super().__init__()

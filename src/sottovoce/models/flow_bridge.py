@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import nn
@@ -65,6 +65,8 @@ class FlowBridge(nn.Module):
 
     The last layer starts at 0: an untrained bridge leaves the features as they are.
     """
+
+    component: ClassVar[str] = "flow_bridge"
 
     def __init__(self, config: FlowBridgeConfig, num_channels: int) -> None:
         super().__init__()

@@ -5,7 +5,9 @@ Legend: B trials, S frames, D input size, E output size, L layers. Source: nejm-
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from torch import nn
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.lengths import Lengths
 from sottovoce.models.dropout import dropout
+from sottovoce.models.encoder import Encoder
 from sottovoce.models.gru_recurrence import recurrence
 from sottovoce.models.patch_projection import project_patches
 from sottovoce.models.patching import PatchConfig, patches
@@ -35,12 +38,17 @@ class GRUConfig:
             )
 
 
-class GRUEncoder(nn.Module):
+class GRUEncoder(Encoder):
     """PyTorch's GRU with one learnable initial state that all layers share.
 
     Recurrent weights start orthogonal and input weights Xavier-uniform, each as one matrix over the three gates;
     the biases keep PyTorch's uniform start. Padding frames come after the valid ones and change nothing before them.
     """
+
+    takes_patches: ClassVar[bool] = True
+    can_look_ahead: ClassVar[bool] = False
+    causal = True
+    needs_whole_trial = ""
 
     def __init__(self, config: GRUConfig, input_size: int) -> None:
         super().__init__()
@@ -62,6 +70,11 @@ class GRUEncoder(nn.Module):
     def output_lengths(self, lengths: Lengths) -> Lengths:
         """A GRU keeps the frame rate."""
         return lengths
+
+    def as_asked(self, config: GRUConfig) -> Iterator[tuple[str, str, str]]:
+        """Layers, units and kind of the recurrence."""
+        built = f"{self.gru.num_layers} layers of {self.gru.hidden_size} units of {type(self.gru).__name__}"
+        yield "model.gru", f"{config.layers} layers of {config.units} units of GRU", built
 
     def start(self, batch_size: int) -> torch.Tensor:
         """State before the first frame, [L, B, E]."""

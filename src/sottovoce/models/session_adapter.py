@@ -6,6 +6,7 @@ Legend: B trials, T bins, C channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -33,6 +34,8 @@ class SessionAdapter(nn.Module):
     Each session has parameters of its own, so that a batch moves only the sessions that are in it: with one stacked
     tensor Adam's moments would keep moving the absent ones. Source: nejm-brain-to-text `rnn_model.py`.
     """
+
+    component: ClassVar[str] = "preprocessor"
 
     def __init__(self, config: SessionAdapterConfig, num_channels: int, num_sessions: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.trial import valid_mask
-from sottovoce.models.ssm_config import Modulation
+from sottovoce.models.encoder import Modulation
 
 POOLS: Final = ("mean", "max", "attention")
 MASKED: Final = -1e30
@@ -73,6 +73,8 @@ class ModeOutput:
 
 class SpeakingModeHead(nn.Module):
     """Encoder frames [B, S, E] to the speaking mode of each trial; padding changes nothing."""
+
+    component: ClassVar[str] = "mode_head"
 
     def __init__(self, config: SpeakingModeConfig, encoder_size: int) -> None:
         super().__init__()
@@ -144,6 +146,8 @@ class ModeConditioner(nn.Module):
     All are 0 at first, so that an encoder starts unmodulated. The posterior is taken as given: what the recogniser
     would gain from another posterior does not reach the mode head, which so keeps telling modes.
     """
+
+    component: ClassVar[str] = "mode_head"
 
     def __init__(self, encoder_size: int) -> None:
         super().__init__()

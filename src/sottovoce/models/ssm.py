@@ -7,7 +7,8 @@ the skip connection runs around the layer (`residual`), and a missing back end i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -15,18 +16,19 @@ from torch import nn
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.lengths import Lengths
 from sottovoce.core.trial import valid_mask
-from sottovoce.models.ssm_config import Modulation, SSMConfig
+from sottovoce.models import ssm_mamba1, ssm_mamba2
+from sottovoce.models.encoder import Conditioner, Encoder, Modulation
+from sottovoce.models.ssm_config import SSMConfig
+from sottovoce.models.ssm_cuda import mamba_ssm_scan
 from sottovoce.models.ssm_mamba1 import Mamba1
 from sottovoce.models.ssm_mamba2 import Mamba2
 from sottovoce.models.ssm_parts import BlockState, ReverseByLength
 
-Conditioner = Callable[[torch.Tensor, torch.Tensor], Modulation]
-"""From a hidden state [B, S, E], 0 beyond each trial's end, and the valid frames [B] to how each trial's later layers
-are modulated."""
 
-
-class SSMEncoder(nn.Module):
+class SSMEncoder(Encoder):
     """Encoder [B, S, D] → [B, S, E]; a trial's frames do not depend on the padding."""
+
+    can_be_modulated: ClassVar[bool] = True
 
     def __init__(self, config: SSMConfig, input_size: int) -> None:
         super().__init__()
@@ -37,9 +39,30 @@ class SSMEncoder(nn.Module):
         self.layers = nn.ModuleList(layer(config) for _ in range(config.layers))
         self.output_norm = nn.LayerNorm(config.width)
 
+    @property
+    def causal(self) -> bool:
+        """Without layers of both directions."""
+        return not self.config.bidirectional
+
+    @property
+    def needs_whole_trial(self) -> str:
+        """Layers of both directions begin at the trial's end."""
+        return "" if self.causal else "model.ssm.bidirectional=true reads the trial backwards too; set it to false"
+
     def output_lengths(self, lengths: Lengths) -> Lengths:
         """State-space layers keep the frame rate."""
         return lengths
+
+    def as_asked(self, config: SSMConfig) -> Iterator[tuple[str, str, str]]:
+        """Number of blocks, the kind of each and what computes its recurrence."""
+        kinds: dict[str, type[nn.Module]] = {"mamba2": ssm_mamba2.Mamba2, "mamba1": ssm_mamba1.Mamba1}
+        blocks = [part for part in self.modules() if isinstance(part, Block)]
+        expected = config.layers * (2 if config.bidirectional else 1)
+        yield "model.ssm.layers", f"{expected} blocks", f"{len(blocks)} blocks"
+        for block in blocks:
+            yield "model.ssm.kind", kinds[config.kind].__name__, type(block.ssm).__name__
+            by_kernel = getattr(block.ssm.scan, "func", None) is mamba_ssm_scan
+            yield "model.ssm.backend", config.backend, "mamba_ssm" if by_kernel else "torch"
 
     def forward(
         self, x_BSD: torch.Tensor, lengths_B: torch.Tensor, conditioner: Conditioner | None = None

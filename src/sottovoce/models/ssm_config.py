@@ -1,13 +1,8 @@
-"""Settings of the state-space encoder, and what a conditioner hands to it.
-
-Legend: B trials, E width of the encoder.
-"""
+"""Settings of the state-space encoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
 
 from sottovoce.core.errors import ConfigurationError
 
@@ -111,13 +106,3 @@ class SSMConfig:
     def layers_before_conditioner(self) -> int:
         """`condition_after`, or all but the last two layers and at least one."""
         return self.condition_after if self.condition_after is not None else max(self.layers - 2, 1)
-
-
-@dataclass(frozen=True)
-class Modulation:
-    """How a trial's later layers differ from the usual; zeros change nothing."""
-
-    log_time_scale_B: torch.Tensor
-    """Step sizes Δ are multiplied by its exponential: above 0, states follow the input faster and forget sooner."""
-    gain_BE: torch.Tensor
-    """What a layer adds (`residual=layer`) or puts out (`block`) is multiplied by 1 + gain, channel by channel."""

@@ -9,6 +9,7 @@ Legend: B trials, T bins, C channels, S frames, E width, K taps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -57,6 +58,8 @@ class StemConfig:
 
 class Stem(nn.Module):
     """Features [B, T, C] → frames [B, S, E]; needs the whole trial, because the gate takes its mean."""
+
+    component: ClassVar[str] = "preprocessor"
 
     def __init__(self, config: StemConfig, num_channels: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ networks"; sizes of the `source` joint from mode-ssm `rnnt_ctc_heads.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import nn
@@ -126,6 +126,8 @@ class TransducerHead(nn.Module):
     The blank's embedding stands for the start of the sentence, so that the predictor reads blank, y_1, …, y_U. It
     moves on labels only: `advance` must never be given a blank that was decoded.
     """
+
+    component: ClassVar[str] = "rnnt_decoder"
 
     def __init__(self, config: TransducerConfig, encoder_size: int, num_symbols: int, blank: int = 0) -> None:
         super().__init__()

@@ -13,8 +13,9 @@ Legend: B trials, S frames, D input size, E width, H heads, P head size, K bucke
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.lengths import Lengths
 from sottovoce.core.trial import valid_mask
 from sottovoce.models.dropout import Dropout
+from sottovoce.models.encoder import Encoder
 
 NUM_BUCKETS: Final = 32
 """Ranges of distances with a score of their own; those ahead and those behind take half each (T5)."""
@@ -60,11 +62,14 @@ class TransformerConfig:
                 raise ConfigurationError(f"model.transformer.{name}={getattr(self, name)}: must lie in [0, 1)")
 
 
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(Encoder):
     """Encoder [B, S, D] → [B, S, E]; a trial's frames do not depend on the padding."""
+
+    compares_frames: ClassVar[bool] = True
 
     def __init__(self, config: TransformerConfig, input_size: int) -> None:
         super().__init__()
+        self.config = config
         self.output_size = config.width
         self.input_norm = nn.LayerNorm(input_size)
         self.input = nn.Linear(input_size, config.width)
@@ -74,9 +79,24 @@ class TransformerEncoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.output_norm = nn.LayerNorm(config.width)
 
+    @property
+    def causal(self) -> bool:
+        """Where attention sees the past only."""
+        return not self.config.bidirectional
+
+    @property
+    def needs_whole_trial(self) -> str:
+        """Attention in both directions sees the trial's end."""
+        return "" if self.causal else "model.transformer.bidirectional=true attends to later frames; set it to false"
+
     def output_lengths(self, lengths: Lengths) -> Lengths:
         """A transformer keeps the frame rate."""
         return lengths
+
+    def as_asked(self, config: TransformerConfig) -> Iterator[tuple[str, str, str]]:
+        """The directions that attention sees."""
+        seen = {True: "both directions", False: "the past alone"}
+        yield "model.transformer.bidirectional", seen[config.bidirectional], seen[self.distance.bidirectional]
 
     def forward(self, x_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames [B, S, E], 0 beyond each trial's end, and the unchanged lengths.

@@ -24,7 +24,7 @@ from sottovoce.decoding.greedy import blank_fraction
 from sottovoce.features.augmentation import Draws
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.losses.combine import normalised_sum
-from sottovoce.models.compose import DecoderModel, Encoded, component_of
+from sottovoce.models.compose import DecoderModel, Encoded
 from sottovoce.training.config import RunConfig
 from sottovoce.training.guard import GradientGuard, Verdict, owned_by
 from sottovoce.training.mode_targets import ModeTargets
@@ -105,7 +105,7 @@ class DecoderTraining(lightning.LightningModule):
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._encode = cast(Encode, torch.compile(model.encode)) if config.training.compile else model.encode
         self.balance = GradientBalance()
-        self.groups = {name: component_of(name) for name in self.named}
+        self.groups = {name: model.component_of(name) for name in self.named}
         self.parts: list[StepPart] = []
         """What the step in progress, or just done, was computed from, as the loader gave it."""
         self.lessons: list[Lesson] = []

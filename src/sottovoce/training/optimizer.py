@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sottovoce.models.compose import component_of
+from sottovoce.models.compose import DecoderModel
 from sottovoce.models.ssm_parts import NEVER_DECAYED
 from sottovoce.training.config import OptimizerConfig
 
@@ -42,7 +42,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, by_component: boo
         members = {(None, kind): [] for kind in rates}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members.setdefault((component_of(name) if by_component else None, group_of(name)), []).append(parameter)
+            component = DecoderModel.component_of(name) if by_component else None
+            members.setdefault((component, group_of(name)), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {
             "name": f"{component}.{kind}" if component else kind,

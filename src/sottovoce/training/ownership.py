@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.models.compose import component_of
+from sottovoce.models.compose import DecoderModel
 from sottovoce.training.optimizer import SESSION_MODULE
 from sottovoce.training.stages import Activity
 
@@ -15,12 +15,12 @@ from sottovoce.training.stages import Activity
 def freeze_others(parameters: Mapping[str, nn.Parameter], activity: Activity) -> None:
     """Let gradients reach the components that learn, and no others; the optimiser keeps all of them."""
     for name, parameter in parameters.items():
-        parameter.requires_grad_(component_of(name) in activity.rates)
+        parameter.requires_grad_(DecoderModel.component_of(name) in activity.rates)
 
 
 def num_trainable(parameters: Mapping[str, nn.Parameter], activity: Activity) -> int:
     """Numbers that the steps of `activity` move."""
-    return sum(p.numel() for name, p in parameters.items() if component_of(name) in activity.rates)
+    return sum(p.numel() for name, p in parameters.items() if DecoderModel.component_of(name) in activity.rates)
 
 
 def check_owners(parameters: Mapping[str, nn.Parameter], activity: Activity) -> None:
@@ -32,13 +32,14 @@ def check_owners(parameters: Mapping[str, nn.Parameter], activity: Activity) -> 
         ConfigurationError: a parameter that shall learn has no gradient, or one that is frozen has.
     """
     for name, parameter in parameters.items():
-        learns, reached = component_of(name) in activity.rates, parameter.grad is not None
+        component = DecoderModel.component_of(name)
+        learns, reached = component in activity.rates, parameter.grad is not None
         recognises = "ctc" in activity.weights or "rnnt" in activity.weights
         if learns and name.startswith("mode_conditioner") and not recognises:
             continue  # only a recogniser's loss reaches what modulates its encoder
         if learns != reached and not name.startswith(SESSION_MODULE):
             raise ConfigurationError(
-                f"{name} shall learn, but no loss of this stage reaches it; take {component_of(name)} out of the "
+                f"{name} shall learn, but no loss of this stage reaches it; take {component} out of the "
                 "stage's components or give its loss a weight"
                 if learns
                 else f"{name} is frozen, but a gradient has reached it; the optimiser would ignore it and the clip "

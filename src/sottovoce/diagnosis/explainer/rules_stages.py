@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, jump_after, middle, suspect
-from sottovoce.models.compose import component_of
+from sottovoce.models.compose import DecoderModel
 from sottovoce.training.stages import DECODER_OF
 from sottovoce.training.terms import METRIC_NAMES
 
@@ -71,7 +71,8 @@ def moments_were_lost(record: RunRecord) -> Iterator[Suspicion]:
     saved = record.checkpoints.get("last")
     always = record.stages and all("encoder" in b.event["components"] and _recognises(b.weights) for b in record.stages)
     if saved and saved.optimizer_steps and always and not record.told("rolled_back"):
-        counted = max((n for name, n in saved.optimizer_steps.items() if component_of(name) == "encoder"), default=0)
+        counts = [n for name, n in saved.optimizer_steps.items() if DecoderModel.component_of(name) == "encoder"]
+        counted = max(counts, default=0)
         updates = int(saved.progress.get("updates", counted))
         if counted >= updates:
             return

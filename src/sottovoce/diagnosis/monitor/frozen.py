@@ -9,7 +9,7 @@ import torch
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
-from sottovoce.models.compose import component_of
+from sottovoce.models.compose import DecoderModel
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.optimizer import SESSION_MODULE
 from sottovoce.training.stages import DECODER_OF
@@ -83,4 +83,4 @@ class Frozen:
 
 
 def _is_frozen(name: str, seen: Seen) -> bool:
-    return component_of(name) not in seen.activity.rates and not name.startswith(SESSION_MODULE)
+    return DecoderModel.component_of(name) not in seen.activity.rates and not name.startswith(SESSION_MODULE)

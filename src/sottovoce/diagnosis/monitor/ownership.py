@@ -12,7 +12,7 @@ import torch
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
 from sottovoce.diagnosis.monitor.sample import Sample
-from sottovoce.models.compose import component_of
+from sottovoce.models.compose import DecoderModel
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.schedules import learning_rate_factor
 
@@ -70,7 +70,7 @@ class Ownership:
         missing = {
             name: p.numel()
             for name, p in module.model.named_parameters()
-            if id(p) not in owned and component_of(name) in learning
+            if id(p) not in owned and DecoderModel.component_of(name) in learning
         }
         if missing:
             self.told.append("stale_optimizer")

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from sottovoce.models.compose import component_of
+from sottovoce.models.compose import DecoderModel
 from sottovoce.training.module import DecoderTraining
 
 SCALARS_PER_PARAMETER: Final = 512
@@ -128,7 +128,7 @@ def _gradient_facts(gradients: Mapping[str, torch.Tensor], members: Mapping[str,
     total = sum(owned.values())
     groups: dict[str, float] = {}
     for name, square in owned.items():
-        component = component_of(name)
+        component = DecoderModel.component_of(name)
         groups[component] = groups.get(component, 0.0) + square
     largest = max(owned, key=lambda name: owned[name], default="")
     unowned = tuple(name for name in names if name not in members)
@@ -153,7 +153,7 @@ def _movement(
     size: dict[str, float] = {}
     moved: dict[str, bool] = {}
     for name, old in before.weights.items():
-        component = component_of(name)
+        component = DecoderModel.component_of(name)
         difference = now[name].float() - old.float()
         visible = rates.get(component, 0.0) > FLOAT32_STEP * float(old.float().abs().mean())  # else it is rounded away
         if visible and bool(before.gradients[name].any()):

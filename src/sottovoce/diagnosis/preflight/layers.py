@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Final
 
 import torch
-from torch import nn
 
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import Batch
@@ -20,7 +19,7 @@ from sottovoce.diagnosis.preflight.numbers import half_precision_parts
 from sottovoce.diagnosis.preflight.padding import check_padding
 from sottovoce.diagnosis.preflight.ssm import check_ssm, decays_in_low_precision, needs_another_device
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.models import compose, conv, gru, ssm, ssm_cuda, ssm_mamba1, ssm_mamba2, transformer
+from sottovoce.models import compose
 from sottovoce.models.compose import DecoderModel, ModelConfig
 
 SHIFT_TOLERANCE: Final = 1e-3
@@ -31,13 +30,6 @@ FUTURE_TOLERANCE: Final = 1e-4
 EARLY: Final = 0.25
 """Share of a trial that counts as early; the second half is changed."""
 FULL: Final = (torch.float32, torch.float64)
-ENCODER_CLASSES: Final[dict[str, type[nn.Module]]] = {
-    "gru": gru.GRUEncoder,
-    "conv": conv.ConvEncoder,
-    "ssm": ssm.SSMEncoder,
-    "transformer": transformer.TransformerEncoder,
-}
-"""What each encoder's section of the configuration must have made."""
 
 
 def check_precision(subject: Subject) -> Iterator[Finding]:
@@ -83,8 +75,8 @@ def replaced_parts(subject: Subject) -> Iterator[Finding]:
 
 def _classes(config: ModelConfig, model: DecoderModel) -> Iterator[tuple[str, str, str]]:
     """What asks, the class or size it asks for, and what is there."""
-    asked = next(name for name in compose.ENCODERS if getattr(config, name) is not None)
-    yield f"model.{asked}", ENCODER_CLASSES[asked].__name__, type(model.encoder).__name__
+    kind = config.encoder_kind
+    yield f"model.{kind.section}", kind.encoder.__name__, type(model.encoder).__name__
     optional: tuple[tuple[str, object, object], ...] = (
         ("session_adapter", config.session_adapter, model.session_adapter),
         ("stem", config.stem, model.stem),
@@ -93,27 +85,8 @@ def _classes(config: ModelConfig, model: DecoderModel) -> Iterator[tuple[str, st
     )
     for name, wanted, part in optional:
         yield f"model.{name}", _presence(wanted), _presence(part)
-    if config.gru is not None and isinstance(model.encoder, gru.GRUEncoder):
-        recurrence = model.encoder.gru
-        wanted_sizes = f"{config.gru.layers} layers of {config.gru.units} units of GRU"
-        yield (
-            "model.gru",
-            wanted_sizes,
-            f"{recurrence.num_layers} layers of {recurrence.hidden_size} units of {type(recurrence).__name__}",
-        )
-    if config.ssm is not None and isinstance(model.encoder, ssm.SSMEncoder):
-        kinds: dict[str, type[nn.Module]] = {"mamba2": ssm_mamba2.Mamba2, "mamba1": ssm_mamba1.Mamba1}
-        blocks = [part for part in model.encoder.modules() if isinstance(part, ssm.Block)]
-        expected = config.ssm.layers * (2 if config.ssm.bidirectional else 1)
-        yield "model.ssm.layers", f"{expected} blocks", f"{len(blocks)} blocks"
-        for block in blocks:
-            yield "model.ssm.kind", kinds[config.ssm.kind].__name__, type(block.ssm).__name__
-            by_kernel = getattr(block.ssm.scan, "func", None) is ssm_cuda.mamba_ssm_scan
-            yield "model.ssm.backend", config.ssm.backend, "mamba_ssm" if by_kernel else "torch"
-    if config.transformer is not None and isinstance(model.encoder, transformer.TransformerEncoder):
-        seen = {True: "both directions", False: "the past alone"}
-        wanted_directions, got = config.transformer.bidirectional, model.encoder.distance.bidirectional
-        yield "model.transformer.bidirectional", seen[wanted_directions], seen[got]
+    if isinstance(model.encoder, kind.encoder):
+        yield from model.encoder.as_asked(getattr(config, kind.section))
 
 
 def _presence(part: object) -> str:
@@ -148,10 +121,8 @@ def looks_ahead(subject: Subject) -> Iterator[Finding]:
     A causal encoder that could also look ahead is asked for to decode streams, a GRU is causal anyway: there it is only
     worth knowing.
     """
-    config = subject.prepared.config.model
-    sections = (config.ssm, config.transformer)
-    causal_by_choice = any(section is not None and not section.bidirectional for section in sections)
-    if not causal_by_choice and config.gru is None:
+    encoder = subject.module.model.encoder
+    if not encoder.causal:
         return
     module, batch = subject.module, subject.part(subject.whole).batch
     first = replace(batch.map_tensors(lambda x: x[:1]), trial_ids=batch.trial_ids[:1])
@@ -176,7 +147,7 @@ def looks_ahead(subject: Subject) -> Iterator[Finding]:
             f"When the second half of a trial changes, {where} of its first quarter change by {change:.2g} of their "
             "size; the encoder behind them is causal.",
             "preflight",
-            severity=None if causal_by_choice else "note",
+            severity=None if encoder.can_look_ahead else "note",
         )
 
 

@@ -116,7 +116,7 @@ def _kept(subject: Subject, largest: Rehearsal, size: int, frames: int, labels: 
     of_twice, of_longer = (saved_bytes(subject, moment, other) for other in (_twice(batch), longer))
     per_frame = max(of_longer - saved, 0) / (len(batch) * (frames_of[1] - frames_of[0]))
     per_pair = 0.0
-    if subject.prepared.config.model.transformer is not None:  # attention: growth is the steeper, the longer the trials
+    if subject.module.model.encoder.compares_frames:  # growth is the steeper, the longer the trials
         half = _longer(batch, LONGER // 2)
         between = shortest_frames(subject.prepared, half.signal.shape[1])
         gentler = (saved_bytes(subject, moment, half) - saved) / (len(batch) * (between - frames_of[0]))

@@ -15,7 +15,7 @@ from sottovoce.data.collation import StepPart
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.rehearsal import Rehearsal, rehearse
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.models.compose import component_of
+from sottovoce.models.compose import DecoderModel
 from sottovoce.training.guard import owned_by
 from sottovoce.training.optimizer import SESSION_MODULE, group_of
 from sottovoce.training.stages import DECODER_OF
@@ -36,6 +36,7 @@ def check_ownership(subject: Subject) -> Iterator[Finding]:
     counts = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
     names = {id(p): name for name, p in model.named_parameters()}
     learning = {component for moment in subject.moments for component in moment.activity.rates}
+    component_of = model.component_of
     shall_learn = {name: p for name, p in model.named_parameters() if p.requires_grad or component_of(name) in learning}
     stale = [name for name, p in shall_learn.items() if id(p) not in counts]
     strange = [group["name"] for group in optimizer.param_groups for p in group["params"] if id(p) not in names]
@@ -64,7 +65,7 @@ def _groups(subject: Subject, names: dict[int, str]) -> Iterator[Finding]:
         kind = str(group["name"]).rsplit(".", 1)[-1]
         for name in (names[id(p)] for p in group["params"] if id(p) in names):
             component = group.get("component")
-            if kind != group_of(name) or (component is not None and component != component_of(name)):
+            if kind != group_of(name) or (component is not None and component != DecoderModel.component_of(name)):
                 misplaced.append(f"{name} in {group['name']}")
             elif group["weight_decay"] != (decay if kind == "other" else 0.0):
                 decayed.append(f"{name} ({group['weight_decay']:g})")
@@ -126,10 +127,10 @@ def _leaks(subject: Subject, rehearsal: Rehearsal) -> Iterator[str]:
         if norm is not None and (off or held):
             why = "has no weight" if off else f"trains through {DECODER_OF[name]}, which is frozen"
             yield f"the loss {name} {why} and sends a gradient of norm {norm:.3g} into the encoder"
-    frozen = sorted(n for n in rehearsal.reached if component_of(n) not in moment.activity.rates)
+    frozen = sorted(n for n in rehearsal.reached if DecoderModel.component_of(n) not in moment.activity.rates)
     if frozen:
         yield f"gradients reach what is frozen: {_some(frozen)}"
-    moved = [n for n in rehearsal.moved_buffers if component_of(n) not in moment.activity.rates]
+    moved = [n for n in rehearsal.moved_buffers if DecoderModel.component_of(n) not in moment.activity.rates]
     if moved:
         yield f"running statistics of what is frozen move: {_some(moved)}"
 
@@ -217,6 +218,7 @@ def _decoder_gradient(subject: Subject, batch_size: int, parts: int) -> torch.Te
     module.eval()
     assert module.activity is not None
     decoders = {DECODER_OF[name] for name in module.activity.weights} & module.activity.rates.keys() - {"flow_bridge"}
+    component_of = module.model.component_of
     parameters = [p for name, p in module.named.items() if component_of(name) in decoders and p.requires_grad]
     for parameter in module.named.values():
         parameter.requires_grad_(any(parameter is p for p in parameters))  # the encoder is run without a graph

@@ -10,7 +10,7 @@ import torch
 
 from sottovoce.core.trial import Batch
 from sottovoce.diagnosis.preflight.subject import Moment, Subject
-from sottovoce.models.compose import component_of
+from sottovoce.models.compose import DecoderModel
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def rehearse(subject: Subject, moment: Moment) -> Rehearsal:
     norms = {name: float(gradient.norm()) for name, gradient in gradients.items()}
     squares: dict[str, float] = {}
     for name, norm in norms.items():
-        squares[component_of(name)] = squares.get(component_of(name), 0.0) + norm**2
+        squares[DecoderModel.component_of(name)] = squares.get(DecoderModel.component_of(name), 0.0) + norm**2
     return Rehearsal(
         moment=moment,
         nats={name: tuple(nats_B.detach().tolist()) for name, nats_B in terms.nats.items()},
