@@ -18,18 +18,20 @@ from sottovoce.core.symbols import PHONEMES
 from sottovoce.core.trial import Batch
 from sottovoce.data.simulate.settings import SimulationSettings
 from sottovoce.data.simulate.simulation import simulate_t15
+from sottovoce.features.augmentation import Draws
 from sottovoce.losses import transducer_loss
 from sottovoce.metrics import percent
 from sottovoce.models.compose import ModelConfig, build_model
 from sottovoce.models.ssm_config import SSMConfig
 from sottovoce.models.stem import StemConfig
 from sottovoce.models.transducer import TransducerConfig
+from sottovoce.training.branches import CTC, TRANSDUCER, PartInputs
+from sottovoce.training.branches.transducer import length_scaled
 from sottovoce.training.composition import compose_config
 from sottovoce.training.guard import GradientGuard
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import build_trainer, fit
-from sottovoce.training.terms import compute_terms, length_scaled
 
 SMALL = [
     "data.num_workers=0",
@@ -104,7 +106,8 @@ def test_a2_transducer_and_ctc_losses_are_of_one_size(bins: tuple[int, int], lab
         trial_ids=("a", "b"),
     )
     encoded = model.encode(batch.signal, batch.lengths_B, batch.session_B)
-    nats = compute_terms(model, batch, encoded, {"ctc": 0.3, "rnnt": 1.0}, 0, None).nats
+    inputs = PartInputs(model, batch, encoded, 0, (0, 1), Draws(0, 0, (0, 1), torch.device("cpu")))
+    nats = {"ctc": CTC.nats(inputs, None), "rnnt": TRANSDUCER.nats(inputs, "none")}
     ratio = (nats["rnnt"].sum() / nats["ctc"].sum()).item()
     assert 0.3 < ratio < 3
     # The source's second scaling divides the transducer's loss by half of the batch's mean frames; ours by the trial's.
@@ -128,18 +131,18 @@ def test_a3_a4_200_joint_steps_are_clean_and_the_loss_falls(small_t15: Path, tmp
 
 def test_a3_one_poisoned_gradient_costs_one_step(small_t15: Path, tmp_path: Path) -> None:
     prepared, loop = _loop(small_t15, tmp_path)
-    head = loop.module.model.transducer
+    head = loop.computer.model.transducer
     assert head is not None
 
     def poison(gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * float("nan") if loop.module.progress.step == 50 else gradient
+        return gradient * float("nan") if loop.computer.progress.step == 50 else gradient
 
     head.output.weight.register_hook(poison)
     fit(prepared, loop, build_trainer(prepared.config))
     skipped = [e for e in read_json_lines(tmp_path / "events.jsonl") if e["event"] == "step_skipped"]
     assert [(e["step"], e["code"]) for e in skipped] == [(51, "nonfinite_gradient")]
     assert "transducer.output.weight" in skipped[0]["evidence"]
-    assert loop.module.progress.step == 200
+    assert loop.computer.progress.step == 200
 
 
 def test_a4_a_loss_of_exactly_zero_is_refused() -> None:

@@ -82,9 +82,9 @@ def lost_weights(prepared: Prepared, loop: RunLoop) -> None:
     """Lose one weight in step 5."""
 
     def spoil(*_: object) -> None:
-        if loop.module.progress.step == 4:
+        if loop.computer.progress.step == 4:
             with torch.no_grad():
-                loop.module.model.head.bias[3] = torch.nan
+                loop.computer.model.head.bias[3] = torch.nan
 
     prepared.model.head.register_forward_pre_hook(spoil)
 
@@ -93,6 +93,6 @@ def foreign_code(prepared: Prepared, loop: RunLoop) -> None:
     """A hook that no capsule can hold makes one gradient NaN in step 5."""
 
     def poison(gradient: torch.Tensor) -> torch.Tensor | None:
-        return gradient * torch.nan if loop.module.progress.step == 4 else None
+        return gradient * torch.nan if loop.computer.progress.step == 4 else None
 
     prepared.model.head.weight.register_hook(poison)

@@ -20,13 +20,14 @@ from sottovoce.diagnosis.capsules.capsule import capsules_of, is_capsule
 from sottovoce.diagnosis.capsules.reading import read_capsule
 from sottovoce.diagnosis.capsules.replay import replay
 from sottovoce.diagnosis.watcher import RunWatch
-from sottovoce.training import terms
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import resume, start
+from sottovoce.training.step import ComputedPart
 from tests.diagnosis.bad_runs import bad_run, first_capsule, long_labels, lost_weights
 from tests.training.small_runs import overrides
+from tests.training.spoilt import exact_loss, spoil_loss
 
 NOISE = "augmentation.white_noise_std=0.5"
 
@@ -38,16 +39,16 @@ def infeasible(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
     def inject(prepared: Prepared, loop: RunLoop) -> None:
         long_labels(prepared, loop)
-        forward = loop.module.forward_part
+        forward = loop.computer.add
 
-        def noted(part: StepPart) -> torch.Tensor:
-            if part.micro_batch == 0 and not loop.module.guard.skipped:
+        def noted(part: StepPart) -> ComputedPart:
+            if part.micro_batch == 0 and not loop.computer.guard.skipped:
                 given.clear()
-            if not loop.module.guard.skipped:
+            if not loop.computer.guard.skipped:
                 given.append(StepPart(part.step, part.micro_batch, part.positions, part.batch.map_tensors(torch.clone)))
             return forward(part)
 
-        loop.module.forward_part = noted  # type: ignore[method-assign]
+        loop.computer.add = noted  # type: ignore[method-assign]
 
     run_dir = bad_run(tiny_t15, tmp_path_factory.mktemp("runs"), inject, NOISE, "training.guard.num_capsules=2")
     return run_dir, given
@@ -85,12 +86,12 @@ def test_no_more_capsules_than_asked_for(infeasible: tuple[Path, list[StepPart]]
 def test_one_capsule_of_each_cause_is_preferred(tiny_t15: Path, tmp_path: Path) -> None:
     def inject(prepared: Prepared, loop: RunLoop) -> None:
         def poison(gradient: torch.Tensor) -> torch.Tensor | None:
-            return gradient * math.nan if loop.module.progress.step in (2, 4) else None
+            return gradient * math.nan if loop.computer.progress.step in (2, 4) else None
 
         def spoil(*_: object) -> None:
-            if loop.module.progress.step == 7:
+            if loop.computer.progress.step == 7:
                 with torch.no_grad():
-                    loop.module.model.head.bias[3] = math.nan
+                    loop.computer.model.head.bias[3] = math.nan
 
         prepared.model.head.weight.register_hook(poison)
         prepared.model.head.register_forward_pre_hook(spoil)
@@ -188,10 +189,12 @@ def test_each_process_keeps_its_own_part(tiny_t15: Path, tmp_path: Path, monkeyp
     script = tmp_path / "poisoned.py"
     script.write_text(
         "import math, sys\n"
-        "import sottovoce.training.terms as terms\n"
+        "from dataclasses import replace\n"
+        "from sottovoce.training.branches import BRANCHES, CTC\n"
         "from sottovoce.cli.main import main\n"
-        "right = terms.ctc_loss\n"
-        "terms.ctc_loss = lambda *arguments: right(*arguments) * math.inf\n"
+        "right = CTC.functions['ctc_loss']\n"
+        "spoilt = {'ctc_loss': lambda *arguments: right(*arguments) * math.inf}\n"
+        "BRANCHES['ctc'] = replace(CTC, functions=spoilt)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     common = ("trainer.accelerator=cpu", "trainer.devices=2", "training.max_bad_steps=2")
@@ -204,8 +207,8 @@ def test_each_process_keeps_its_own_part(tiny_t15: Path, tmp_path: Path, monkeyp
     positions = [{i for part in p.parts for i in part.positions} for p in capsule.processes]
     assert not positions[0] & positions[1]
     assert not replay(capsule.folder).reproduced  # the fault was in the program, which is whole here
-    right = terms.ctc_loss
-    monkeypatch.setattr(terms, "ctc_loss", lambda *arguments: right(*arguments) * math.inf)
+    right = exact_loss("ctc_loss")
+    spoil_loss(monkeypatch, "ctc_loss", lambda *arguments: right(*arguments) * math.inf)
     found = replay(capsule.folder)
     assert found.reproduced
     assert found.exact

@@ -20,14 +20,14 @@ from sottovoce.diagnosis.preflight.exact_losses import ctc_nats, log_probabiliti
 from sottovoce.diagnosis.preflight.known_answers import known_answers
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.evaluation import inference, scoring
-from sottovoce.losses import ctc
 from sottovoce.losses.transducer import transducer_loss
 from sottovoce.metrics import error_rates
 from sottovoce.models.transducer import TransducerHead
-from sottovoce.training import guard, loop, terms, validation
+from sottovoce.training import guard, loop, validation
 from sottovoce.training.loop import RunLoop
 from tests.diagnosis.subjects import gru_subject, ssm_subject
 from tests.losses.slow_transducer import by_recursion
+from tests.training.spoilt import exact_loss, spoil_loss
 
 Patch = pytest.MonkeyPatch
 
@@ -50,15 +50,15 @@ def first(findings: Iterable[Finding]) -> str:
 
 
 def everything(subject: Subject) -> list[Any]:
-    model = subject.module.model
+    model = subject.computer.model
     tensors = [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
     return [
         tensors,
         [p.grad for p in model.parameters()],
         [m.training for m in model.modules()],
         torch.get_rng_state(),
-        copy.deepcopy(subject.module.progress),
-        subject.module.guard.state(),
+        copy.deepcopy(subject.computer.progress),
+        subject.computer.guard.state(),
         [p for p in model.parameters() if p.requires_grad],
     ]
 
@@ -155,8 +155,8 @@ def test_a_decoder_whose_blank_is_the_last_symbol(subject: Subject, monkeypatch:
 
 
 def test_a_loss_whose_blank_is_the_last_symbol(subject: Subject, monkeypatch: Patch) -> None:
-    loss = terms.ctc_loss
-    monkeypatch.setattr(terms, "ctc_loss", lambda x, *rest: loss(x.roll(1, -1), *rest[:-1], 0))
+    loss = exact_loss("ctc_loss")
+    spoil_loss(monkeypatch, "ctc_loss", lambda x, *rest: loss(x.roll(1, -1), *rest[:-1], 0))
     assert first(known_answers(subject)) == "tokenizer_offset"
 
 
@@ -179,7 +179,7 @@ def test_labels_that_are_off_by_one(tiny_t15: Path, split: str) -> None:
 
 def test_a_head_of_another_size(tiny_t15: Path) -> None:
     subject = gru_subject(tiny_t15)
-    subject.module.model.head = nn.Linear(16, 42)
+    subject.computer.model.head = nn.Linear(16, 42)
     assert first(known_answers(subject)) == "tokenizer_offset"
 
 
@@ -299,29 +299,29 @@ def through(cast: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch
 
 
 def test_a_softmax_in_bfloat16(subject: Subject, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(ctc, "ctc_loss", through(lambda x: x.bfloat16().log_softmax(-1)))
+    spoil_loss(monkeypatch, "ctc_loss", through(lambda x: x.bfloat16().log_softmax(-1)))
     assert first(known_answers(subject)) == "low_precision_loss"
 
 
 def test_a_softmax_that_keeps_the_precision_of_its_logits(subject: Subject, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(terms, "ctc_loss", through(lambda x: x.log_softmax(-1)))
+    spoil_loss(monkeypatch, "ctc_loss", through(lambda x: x.log_softmax(-1)))
     assert first(known_answers(subject)) == "low_precision_loss"
 
 
 def test_probabilities_that_float16_rounds_to_zero(subject: Subject, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(terms, "ctc_loss", through(lambda x: x.softmax(-1).log()))
+    spoil_loss(monkeypatch, "ctc_loss", through(lambda x: x.softmax(-1).log()))
     assert first(known_answers(subject)) == "fp16_underflow"
 
 
 def test_a_lattice_that_drifts(subject: Subject, monkeypatch: Patch) -> None:
-    loss = terms.ctc_loss
-    monkeypatch.setattr(terms, "ctc_loss", lambda x, *rest: loss(x, *rest) * (1 + 3e-5))
+    loss = exact_loss("ctc_loss")
+    spoil_loss(monkeypatch, "ctc_loss", lambda x, *rest: loss(x, *rest) * (1 + 3e-5))
     assert first(known_answers(subject)) == "lattice_drift"
 
 
 def test_a_transducer_lattice_in_bfloat16(with_transducer: Subject, monkeypatch: Patch) -> None:
-    loss = terms.fused_transducer_loss
-    monkeypatch.setattr(terms, "fused_transducer_loss", lambda *inputs: loss(*inputs).bfloat16().float() * 1.001)
+    loss = exact_loss("fused_transducer_loss")
+    spoil_loss(monkeypatch, "fused_transducer_loss", lambda *inputs: loss(*inputs).bfloat16().float() * 1.001)
     assert first(known_answers(with_transducer)) == "lattice_drift"
 
 
@@ -367,9 +367,9 @@ def test_progress_that_is_not_restored(subject: Subject, monkeypatch: Patch) -> 
     restore = RunLoop.restore
 
     def forgetful(self: RunLoop) -> None:
-        before = self.module.progress
+        before = self.computer.progress
         restore(self)
-        self.module.progress = before
+        self.computer.progress = before
 
     monkeypatch.setattr(RunLoop, "restore", forgetful)
     assert first(known_answers(subject)) == "incomplete_resume"

@@ -18,7 +18,7 @@ import torch
 from sottovoce.core.errors import TrainingAborted
 from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
-from sottovoce.data.collation import StepParts
+from sottovoce.data.collation import StepPart, StepParts
 from sottovoce.diagnosis.explainer.reading import read_run
 from sottovoce.diagnosis.monitor import RunMonitor, monitor
 from sottovoce.diagnosis.monitor.blank import Blanks
@@ -32,17 +32,18 @@ from sottovoce.diagnosis.monitor.updates import Norms, Updates
 from sottovoce.diagnosis.monitor.validation import Validations
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.losses.ctc import ctc_loss
-from sottovoce.training import module as module_page
-from sottovoce.training import terms as terms_page
+from sottovoce.training import step as step_page
+from sottovoce.training.branches import TRANSDUCER
 from sottovoce.training.composition import compose_config
 from sottovoce.training.guard import GradientGuard, Verdict
 from sottovoce.training.loop import RunLoop
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import resume, start
 from sottovoce.training.stages import Activity, StagePosition
+from sottovoce.training.step import ComputedPart, StepComputer, StepRecord
 from sottovoce.training.watch import StepView
 from tests.training.small_runs import overrides
+from tests.training.spoilt import spoil_loss
 
 CTC = "components: [preprocessor, encoder, ctc_decoder], loss_weights: {ctc: 1.0}"
 JOINT = "components: [preprocessor, encoder, ctc_decoder, rnnt_decoder], loss_weights: {ctc: 0.3, rnnt: 1.0}"
@@ -111,35 +112,36 @@ def test_lost_moments_at_a_resume_are_incomplete(tiny_t15: Path, tmp_path: Path)
     fresh = RunMonitor(_prepare(tiny_t15, tmp_path))
     fresh.restore(json.loads(json.dumps(monitor.state())))
     loop = RunLoop(_prepare(tiny_t15, tmp_path), tmp_path)
-    optimizer = loop.module.configure_optimizers()
-    assert [f.code for f in fresh.begin(tmp_path, loop.module, optimizer)] == ["incomplete_resume"]
+    optimizer = loop.computer.build_optimizer()
+    assert [f.code for f in fresh.begin(tmp_path, loop.computer, optimizer)] == ["incomplete_resume"]
 
 
 Fault = Callable[[pytest.MonkeyPatch], None]
 
 
-def _at_step(step: int, act: Callable[[DecoderTraining, torch.optim.Optimizer], None]) -> Fault:
+def _at_step(step: int, act: Callable[[StepComputer, torch.optim.Optimizer], None]) -> Fault:
     """Do something to the run at the beginning of the step after `step`."""
 
     def inject(patch: pytest.MonkeyPatch) -> None:
-        original = DecoderTraining.enter_step
+        original = StepComputer.begin
 
-        def enter(self: DecoderTraining) -> None:
-            original(self)
-            if self.progress.step == step:
-                act(self, self.optimizers().optimizer)  # type: ignore[union-attr]
+        def begin(self: StepComputer, optimizer: torch.optim.Optimizer | None = None) -> StepRecord:
+            record = original(self, optimizer)
+            if self.progress.step == step and optimizer is not None:
+                act(self, optimizer)
+            return record
 
-        patch.setattr(DecoderTraining, "enter_step", enter)
+        patch.setattr(StepComputer, "begin", begin)
 
     return inject
 
 
-def _forget_moments(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+def _forget_moments(computer: StepComputer, optimizer: torch.optim.Optimizer) -> None:
     optimizer.state.clear()
 
 
 def _drop_the_head(patch: pytest.MonkeyPatch) -> None:
-    original = module_page.build_optimizer
+    original = step_page.build_optimizer
 
     def build(model: torch.nn.Module, *rest: Any, **more: Any) -> torch.optim.Optimizer:
         optimizer = original(model, *rest, **more)
@@ -148,11 +150,11 @@ def _drop_the_head(patch: pytest.MonkeyPatch) -> None:
             group["params"] = [p for p in group["params"] if id(p) not in head]
         return optimizer
 
-    patch.setattr(module_page, "build_optimizer", build)
+    patch.setattr(step_page, "build_optimizer", build)
 
 
 def _flat_schedule(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(module_page, "learning_rate_factor", lambda *_: 1.0)
+    patch.setattr(step_page, "learning_rate_factor", lambda *_: 1.0)
 
 
 def _clip_scaled(patch: pytest.MonkeyPatch) -> None:
@@ -186,11 +188,11 @@ def _swallow(patch: pytest.MonkeyPatch) -> None:
         nats_B = ctc_loss(logits_BSV, *rest)
         return nats_B * 0 if next(counter) % 9 == 8 else nats_B
 
-    patch.setattr(terms_page, "ctc_loss", loss)
+    spoil_loss(patch, "ctc_loss", loss)
 
 
 def _constant(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(terms_page, "ctc_loss", lambda logits, *rest: ctc_loss(logits, *rest) * 0 + 3.5)
+    spoil_loss(patch, "ctc_loss", lambda logits, *rest: ctc_loss(logits, *rest) * 0 + 3.5)
 
 
 def _small_batches(patch: pytest.MonkeyPatch) -> None:
@@ -216,12 +218,11 @@ def _first_batches_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def _keep_bf16(patch: pytest.MonkeyPatch) -> None:
-    original = DecoderTraining.enter_step
+    original = StepComputer.begin
 
-    def enter(self: DecoderTraining) -> None:
-        original(self)
-        optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        if not getattr(optimizer, "rounds", False):
+    def begin(self: StepComputer, optimizer: Any = None) -> StepRecord:
+        record = original(self, optimizer)
+        if optimizer is not None and not getattr(optimizer, "rounds", False):
             optimizer.rounds = True
             step = optimizer.step
 
@@ -233,8 +234,9 @@ def _keep_bf16(patch: pytest.MonkeyPatch) -> None:
                 return value
 
             optimizer.step = rounded
+        return record
 
-    patch.setattr(DecoderTraining, "enter_step", enter)
+    patch.setattr(StepComputer, "begin", begin)
 
 
 def _smoothed_choice(patch: pytest.MonkeyPatch) -> None:
@@ -278,16 +280,17 @@ def test_a_fault_is_named_first(
 def test_a_transducer_that_runs_while_it_is_held_back(
     tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = module_page.compute_terms
+    original = StepComputer.compute
 
-    def leaky(model: Any, batch: Any, encoded: Any, weights: Any, *rest: Any) -> Any:
-        terms = original(model, batch, encoded, {**weights, "rnnt": 1.0}, *rest)
-        hidden = terms.nats.pop("rnnt") if "rnnt" not in weights else 0.0
-        terms.nats["ctc"] = terms.nats["ctc"] + hidden
-        return terms
+    def leaky(self: StepComputer, part: StepPart, activity: Activity) -> ComputedPart:
+        computed = original(self, part, activity)
+        if "rnnt" in activity.weights:
+            return computed
+        hidden = TRANSDUCER.nats(computed.inputs, "none").sum() / self.global_batch
+        return replace(computed, loss=computed.loss + hidden)
 
-    monkeypatch.setattr(module_page, "compute_terms", leaky)
-    monkeypatch.setattr(module_page, "check_owners", lambda *_: None)
+    monkeypatch.setattr(StepComputer, "compute", leaky)
+    monkeypatch.setattr(step_page, "check_owners", lambda *_: None)
     assert "frozen_branch_leaks" in _codes(_watched(tiny_t15, tmp_path, *CURRICULUM))
 
 
@@ -311,25 +314,24 @@ def test_a_stage_that_ends_at_once(tiny_t15: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.fixture(scope="module")
-def module_and_plan(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DecoderTraining, Plan]:
+def computer_and_plan(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StepComputer, Plan]:
     prepared = _prepare(
         tiny_t15, tmp_path_factory.mktemp("plan"), "training.steps=300", "training.scheduler.warmup_steps=30"
     )
     loop = RunLoop(prepared, Path("nowhere"))
-    return loop.module, Plan.of(prepared, 100.0)
+    return loop.computer, Plan.of(prepared, 100.0)
 
 
-def _seen(
-    module: DecoderTraining, step: int, norm: float = 5.0, sample: Sample | None = None, **metrics: float
-) -> Seen:
+def _seen(computer: StepComputer, step: int, norm: float = 5.0, sample: Sample | None = None, **metrics: float) -> Seen:
     rate = metrics.pop("rate", 1.0)
     if "wait" in metrics:
         metrics["train__data_wait_seconds"] = metrics.pop("wait")
     verdict = Verdict(norm, "clip" if norm > 10 else "step", limit=10.0)
     named = {name.replace("__", "/"): value for name, value in metrics.items()}
     optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate, "peak_lr": 1.0}], lr=rate)
-    view = StepView(step, verdict, named, {}, module, optimizer, "train")
-    return Seen(view, Activity({"ctc": 1.0}, {"encoder": 1.0}), step - 1, sample)
+    record = StepRecord(Activity({"ctc": 1.0}, {"encoder": 1.0}), metrics=named)
+    view = StepView(step, verdict, record, computer, optimizer, "train")
+    return Seen(view, record.activity, step - 1, sample)
 
 
 def _sample(step: int, ratio: float = 0.005, **facts: Any) -> Sample:
@@ -341,28 +343,28 @@ def _drive(detector: Any, seen: Iterator[Seen]) -> list[Finding]:
 
 
 def _blank_run(
-    module: DecoderTraining, loss: Callable[[int], float], blank: Callable[[int], float], **facts: Any
+    computer: StepComputer, loss: Callable[[int], float], blank: Callable[[int], float], **facts: Any
 ) -> Iterator[Seen]:
     for step in range(1, 701):
         metrics = {"train__ctc_loss": loss(step), "train__blank_fraction": blank(step)}
-        yield _seen(module, step, sample=_sample(step, **facts) if step % 10 == 0 else None, **metrics)
+        yield _seen(computer, step, sample=_sample(step, **facts) if step % 10 == 0 else None, **metrics)
 
 
-def test_a_plateau_with_a_falling_loss_is_a_note(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    found = _drive(Blanks(plan), _blank_run(module, lambda s: 70 * math.exp(-s / 300), lambda s: 0.99))
+def test_a_plateau_with_a_falling_loss_is_a_note(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    found = _drive(Blanks(plan), _blank_run(computer, lambda s: 70 * math.exp(-s / 300), lambda s: 0.99))
     assert [(f.code, f.severity) for f in found] == [("blank_plateau", "note")]
 
 
-def test_blanks_at_the_floor_are_a_collapse(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    (found,) = _drive(Blanks(plan), _blank_run(module, lambda s: 99.0 + (s % 3), lambda s: 1.0))
+def test_blanks_at_the_floor_are_a_collapse(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    (found,) = _drive(Blanks(plan), _blank_run(computer, lambda s: 99.0 + (s % 3), lambda s: 1.0))
     assert (found.code, found.severity) == ("blank_collapse", "error")
     assert found.step == 251  # so many steps of them: before that it may be a slow start
 
 
-def test_a_collapse_comes_into_reach_of_short_runs(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    _, plan = module_and_plan
+def test_a_collapse_comes_into_reach_of_short_runs(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    _, plan = computer_and_plan
     steps = {total: _of_length(plan, total).collapse_steps for total in (200, 500, 700, 1000, 120_000)}
     assert steps == {200: 250, 500: 250, 700: 350, 1000: 500, 120_000: 2400}
 
@@ -382,166 +384,167 @@ def _of_length(plan: Plan, steps: int) -> Plan:
     ],
 )
 def test_the_input_is_ignored_at_the_floor_alone(
-    loss: Callable[[int], float], expected: list[str], module_and_plan: tuple[DecoderTraining, Plan]
+    loss: Callable[[int], float], expected: list[str], computer_and_plan: tuple[StepComputer, Plan]
 ) -> None:
-    module, plan = module_and_plan
-    found = _drive(Blanks(plan), _blank_run(module, loss, lambda s: 0.5))
+    computer, plan = computer_and_plan
+    found = _drive(Blanks(plan), _blank_run(computer, loss, lambda s: 0.5))
     assert [finding.code for finding in found] == expected
 
 
 def _reaching(
-    module: DecoderTraining, loss: float, ratio: float, size: Callable[[int], float], **group: float
+    computer: StepComputer, loss: float, ratio: float, size: Callable[[int], float], **group: float
 ) -> Iterator[Seen]:
     for step in range(1, 251):
         facts = {"size": {"encoder": size(step)}, "sensitivity": group.get("sensitivity", 0.0)}
-        seen = _seen(module, step, sample=_sample(step, ratio, **facts), rate=group["lr"], train__ctc_loss=loss)
+        seen = _seen(computer, step, sample=_sample(step, ratio, **facts), rate=group["lr"], train__ctc_loss=loss)
         seen.view.optimizer.param_groups[0]["weight_decay"] = group.get("decay", 0.0)
         yield seen
 
 
-def test_a_rate_that_gets_nowhere(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    (found,) = _drive(Reach(plan), _reaching(module, 196.0, 1e-6, lambda s: 1.0, lr=1e-7))
+def test_a_rate_that_gets_nowhere(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    (found,) = _drive(Reach(plan), _reaching(computer, 196.0, 1e-6, lambda s: 1.0, lr=1e-7))
     assert (found.code, found.severity, found.step) == ("learning_rate_too_low", "error", 131)
     assert found.override == "training.optimizer.lr=0.002"
     assert "1.96 of the input-blind floor 100" in found.evidence
     assert "in all 300 steps by no more than 0.0%" in found.evidence
     for loss, ratio, sensitivity in ((80.0, 1e-6, 0.0), (196.0, 1.5e-3, 0.0), (196.0, 1e-6, 0.9)):
-        seen = _reaching(module, loss, ratio, lambda s: 1.0, lr=1e-7, sensitivity=sensitivity)
+        seen = _reaching(computer, loss, ratio, lambda s: 1.0, lr=1e-7, sensitivity=sensitivity)
         assert _drive(Reach(plan), seen) == []  # it learns, steps are not small, or epsilon holds them back
 
 
-def test_a_run_killed_early_is_not_accused_of_a_low_rate(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    seen = itertools.islice(_reaching(module, 196.0, 1e-6, lambda s: 1.0, lr=1e-7), 100)
+def test_a_run_killed_early_is_not_accused_of_a_low_rate(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    seen = itertools.islice(_reaching(computer, 196.0, 1e-6, lambda s: 1.0, lr=1e-7), 100)
     assert _drive(Reach(plan), seen) == []
 
 
 def test_decay_is_told_from_a_high_rate_by_the_size_of_the_weights(
-    module_and_plan: tuple[DecoderTraining, Plan],
+    computer_and_plan: tuple[StepComputer, Plan],
 ) -> None:
-    module, plan = module_and_plan
-    shrinks = list(_reaching(module, 100.0, 0.08, lambda s: 0.9**s + 0.2, lr=0.004, decay=20.0))
+    computer, plan = computer_and_plan
+    shrinks = list(_reaching(computer, 100.0, 0.08, lambda s: 0.9**s + 0.2, lr=0.004, decay=20.0))
     (found,) = _drive(Reach(plan), iter(shrinks))
     assert found.code == "weight_decay_too_strong"
     assert found.override == "training.optimizer.weight_decay=0.01"
     assert "takes up to 8.0% of them in a step" in found.evidence
     assert _drive(Updates(plan), iter(shrinks)) == []  # what moves there is the decay
-    grows = list(_reaching(module, 100.0, 0.08, lambda s: 1.0 + s / 50, lr=0.3, decay=0.05))
+    grows = list(_reaching(computer, 100.0, 0.08, lambda s: 1.0 + s / 50, lr=0.3, decay=0.05))
     assert _drive(Reach(plan), iter(grows)) == []
     assert [f.code for f in _drive(Updates(plan), iter(grows))] == ["learning_rate_too_high"]
-    learns = _reaching(module, 50.0, 0.08, lambda s: 0.9**s + 0.2, lr=0.004, decay=20.0)
+    learns = _reaching(computer, 50.0, 0.08, lambda s: 0.9**s + 0.2, lr=0.004, decay=20.0)
     assert _drive(Reach(plan), learns) == []
 
 
 def test_a_flat_loss_below_the_floor_with_a_large_epsilon_points_to_it(
-    module_and_plan: tuple[DecoderTraining, Plan],
+    computer_and_plan: tuple[StepComputer, Plan],
 ) -> None:
-    module, plan = module_and_plan
-    seen = _blank_run(module, lambda s: 60.0 + (s % 3), lambda s: 1.0, ratio=1e-5, sensitivity=0.95)
+    computer, plan = computer_and_plan
+    seen = _blank_run(computer, lambda s: 60.0 + (s % 3), lambda s: 1.0, ratio=1e-5, sensitivity=0.95)
     found = sorted(_drive(Blanks(plan), seen), key=lambda f: -f.support)
     assert [f.code for f in found] == ["adam_eps_regime", "blank_collapse"]
 
 
-def test_a_relapse_is_a_collapse(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    seen = _blank_run(module, lambda s: 80 - s / 4 if s < 180 else 75.0, lambda s: 0.6 if 60 < s < 180 else 0.99)
+def test_a_relapse_is_a_collapse(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    seen = _blank_run(computer, lambda s: 80 - s / 4 if s < 180 else 75.0, lambda s: 0.6 if 60 < s < 180 else 0.99)
     found = [f for f in _drive(Blanks(plan), seen) if f.severity != "note"]
     assert [f.code for f in found] == ["blank_collapse"]
     assert "relapse" in found[0].evidence
 
 
-def test_spikes_and_large_updates(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    calm = (_seen(module, s, norm=5.0 + s % 3) for s in range(1, 200))
+def test_spikes_and_large_updates(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    calm = (_seen(computer, s, norm=5.0 + s % 3) for s in range(1, 200))
     assert _drive(Norms(plan), calm) == []
-    spiky = (_seen(module, s, norm=500.0 if s in (100, 120, 140) else 5.0) for s in range(1, 200))
+    spiky = (_seen(computer, s, norm=500.0 if s in (100, 120, 140) else 5.0) for s in range(1, 200))
     assert "gradient_spike" in [f.code for f in _drive(Norms(plan), spiky)]
 
     def far(loss: float) -> Iterator[Seen]:
-        return (_seen(module, s, sample=_sample(s, ratio=0.1), train__ctc_loss=loss) for s in range(1, 150))
+        return (_seen(computer, s, sample=_sample(s, ratio=0.1), train__ctc_loss=loss) for s in range(1, 150))
 
     assert [f.code for f in _drive(Updates(plan), far(110.0))] == ["learning_rate_too_high"]
     assert _drive(Updates(plan), far(40.0)) == []  # large steps that work are no fault
 
 
-def test_one_giant_gradient_stays_in_the_second_moment(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
+def test_one_giant_gradient_stays_in_the_second_moment(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
 
     def seen(first: float) -> Iterator[Seen]:
         for step in range(1, 200):
-            one = _seen(module, step, norm=first if step == 5 else 1.0)
+            one = _seen(computer, step, norm=first if step == 5 else 1.0)
             yield replace(one, view=replace(one.view, verdict=replace(one.view.verdict, action="step")))
 
     assert "second_moment_memory" in [f.code for f in _drive(Norms(plan), seen(3000.0))]
     assert _drive(Norms(plan), seen(10.0)) == []
 
 
-def test_a_tight_clip_matters_only_where_steps_have_a_scale(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    clipped = [_seen(module, s, norm=500.0, sample=_sample(s, sensitivity=0.0)) for s in range(1, 100)]
+def test_a_tight_clip_matters_only_where_steps_have_a_scale(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    clipped = [_seen(computer, s, norm=500.0, sample=_sample(s, sensitivity=0.0)) for s in range(1, 100)]
     assert _drive(Updates(plan), iter(clipped)) == []
-    stuck = [_seen(module, s, norm=500.0, sample=_sample(s, 1e-6, sensitivity=1.0)) for s in range(1, 100)]
+    stuck = [_seen(computer, s, norm=500.0, sample=_sample(s, 1e-6, sensitivity=1.0)) for s in range(1, 100)]
     assert [f.code for f in _drive(Updates(plan), iter(stuck))] == ["clipped_to_standstill"]
 
 
-def test_a_dominating_parameter(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
+def test_a_dominating_parameter(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
     facts = {"largest": ("head.weight", 0.999), "group_norms": {"encoder": 1.0, "ctc_decoder": 30.0}}
-    seen = (_seen(module, s, sample=_sample(s, **facts)) for s in range(1, 20))
+    seen = (_seen(computer, s, sample=_sample(s, **facts)) for s in range(1, 20))
     assert [f.code for f in _drive(Updates(plan), seen)] == ["dominating_parameter"]
 
 
-def test_waiting_for_data_and_slowing_down(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    waits = (_seen(module, s, train__data_wait_seconds=0.3, train__step_seconds=0.05) for s in range(1, 60))
+def test_waiting_for_data_and_slowing_down(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    waits = (_seen(computer, s, train__data_wait_seconds=0.3, train__step_seconds=0.05) for s in range(1, 60))
     assert [f.code for f in _drive(Pace(plan), waits)] == ["data_starvation"]
     slows = (
-        _seen(module, s, train__data_wait_seconds=0.0, train__step_seconds=0.05 if s < 40 else 0.5)
+        _seen(computer, s, train__data_wait_seconds=0.0, train__step_seconds=0.05 if s < 40 else 0.5)
         for s in range(1, 90)
     )
     assert [f.code for f in _drive(Pace(plan), slows)] == ["throughput_drop"]
     noisy = (
-        _seen(module, s, train__data_wait_seconds=0.01, train__step_seconds=0.05 * (1 + s % 3)) for s in range(1, 90)
+        _seen(computer, s, train__data_wait_seconds=0.01, train__step_seconds=0.05 * (1 + s % 3)) for s in range(1, 90)
     )
     assert _drive(Pace(plan), noisy) == []
 
 
 def _validations(
-    module: DecoderTraining, plan: Plan, rates: list[float], losses: list[float], val: list[float], rate: float
+    computer: StepComputer, plan: Plan, rates: list[float], losses: list[float], val: list[float], rate: float
 ) -> list[str]:
     detector, found = Validations(replace(plan, num_val_labels=2000)), []
-    module.progress.best_by, module.progress.best = "", None
+    computer.progress.best_by, computer.progress.best = "", None
     for number, (per, loss, val_loss) in enumerate(zip(rates, losses, val, strict=True), start=1):
         step = 10 * number
-        found += _drive(detector, iter([_seen(module, step, train__ctc_loss=loss, rate=rate)]))
+        found += _drive(detector, iter([_seen(computer, step, train__ctc_loss=loss, rate=rate)]))
         found += list(detector.validated(step, {"val/per": per, "val/loss": val_loss}))
-        if module.progress.best is None or per < module.progress.best[0]:
-            module.progress.best, module.progress.best_step = [per, 0.0], step
+        if computer.progress.best is None or per < computer.progress.best[0]:
+            computer.progress.best, computer.progress.best_step = [per, 0.0], step
     return [finding.code for finding in found]
 
 
-def test_worse_with_a_high_rate_and_worse_by_heart(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
+def test_worse_with_a_high_rate_and_worse_by_heart(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
     worse = [0.5, 0.3, 0.36, 0.4, 0.45]
-    assert _validations(module, plan, worse, [60, 40, 38, 37, 36], [60, 42, 44, 45, 46], 1.0) == [
+    assert _validations(computer, plan, worse, [60, 40, 38, 37, 36], [60, 42, 44, 45, 46], 1.0) == [
         "schedule_degradation"
     ]
-    assert _validations(module, plan, worse, [60, 30, 10, 5, 2], [60, 42, 50, 60, 70], 1.0) == ["overfitting"]
+    assert _validations(computer, plan, worse, [60, 30, 10, 5, 2], [60, 42, 50, 60, 70], 1.0) == ["overfitting"]
     assert (
-        _validations(module, plan, [0.5, 0.3, 0.31, 0.305, 0.31], [60, 40, 39, 38, 37], [60, 42, 42, 42, 42], 1.0) == []
+        _validations(computer, plan, [0.5, 0.3, 0.31, 0.305, 0.31], [60, 40, 39, 38, 37], [60, 42, 42, 42, 42], 1.0)
+        == []
     )
 
 
-def test_never_better_than_blind_is_no_overfitting(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
+def test_never_better_than_blind_is_no_overfitting(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
     plan = replace(plan, val_floor=96.0)
     worse, falls = [0.8, 0.6, 0.66, 0.7, 0.75], [120.0, 30.0, 10.0, 5.0, 2.0]
     unlike = ["validation_unlike_training"]
-    assert _validations(module, plan, worse, falls, [140, 132, 150, 160, 185], 1.0) == unlike
-    assert _validations(module, plan, worse[:2], falls[:2], [140, 132], 1.0) == unlike
-    assert _validations(module, plan, worse[:2], [120, 99], [140, 132], 1.0) == []  # nothing learnt: another cause
-    assert _validations(module, plan, worse, falls, [140, 80, 100, 110, 120], 1.0) == ["overfitting"]
+    assert _validations(computer, plan, worse, falls, [140, 132, 150, 160, 185], 1.0) == unlike
+    assert _validations(computer, plan, worse[:2], falls[:2], [140, 132], 1.0) == unlike
+    assert _validations(computer, plan, worse[:2], [120, 99], [140, 132], 1.0) == []  # nothing learnt: another cause
+    assert _validations(computer, plan, worse, falls, [140, 80, 100, 110, 120], 1.0) == ["overfitting"]
 
 
 def test_the_floors_are_kept_for_the_explainer(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,14 +559,14 @@ def test_the_floors_are_kept_for_the_explainer(tiny_t15: Path, tmp_path: Path, m
     assert all(5 < floor < 500 for floor in floors.values())
 
 
-def test_a_metric_that_is_not_there(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    _, plan = module_and_plan
+def test_a_metric_that_is_not_there(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    _, plan = computer_and_plan
     (found,) = Validations(plan).validated(5, {"val/loss": 3.0})
     assert found.code == "metric_missing"
 
 
-def test_speakers_and_sessions_drawn(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    _, plan = module_and_plan
+def test_speakers_and_sessions_drawn(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    _, plan = computer_and_plan
     speakers = itertools.cycle(["F02", "M08"])
     two = {name: replace(trial, speaker=next(speakers)) for name, trial in plan.trials.items()}
     draws = Draws(replace(plan, trials=two), steps=60, speakers=["F02"])
@@ -575,15 +578,15 @@ def test_speakers_and_sessions_drawn(module_and_plan: tuple[DecoderTraining, Pla
     assert list(Draws(plan, steps=60, draws={first: 500, second: 480}).judge(60)) == []
 
 
-def test_a_validation_that_does_not_come(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    found = _drive(Events(plan), (_seen(module, s) for s in range(1, 20)))
+def test_a_validation_that_does_not_come(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    found = _drive(Events(plan), (_seen(computer, s) for s in range(1, 20)))
     assert [f.code for f in found] == ["per_epoch_counter"]
 
 
-def test_what_a_detector_remembers_survives_json(module_and_plan: tuple[DecoderTraining, Plan]) -> None:
-    module, plan = module_and_plan
-    seen = list(_blank_run(module, lambda s: 99.0 + (s % 3), lambda s: 1.0))
+def test_what_a_detector_remembers_survives_json(computer_and_plan: tuple[StepComputer, Plan]) -> None:
+    computer, plan = computer_and_plan
+    seen = list(_blank_run(computer, lambda s: 99.0 + (s % 3), lambda s: 1.0))
     whole = _drive(Blanks(plan), iter(seen))
     first, second = Blanks(plan), Blanks(plan)
     found = _drive(first, iter(seen[:120]))

@@ -90,7 +90,7 @@ def test_a_failing_check_leaves_everything_as_it_was(demo: Prepare) -> None:
     subject, before = Subject.of(prepared), snapshot(prepared)
     with pytest.raises(ZeroDivisionError), subject.untouched():
         subject.enter()
-        subject.module.forward_part(subject.part()).backward()
+        subject.computer.add(subject.part()).loss.backward()
         with torch.no_grad():
             prepared.model.head.weight.zero_()
         raise ZeroDivisionError

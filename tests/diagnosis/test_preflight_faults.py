@@ -25,15 +25,16 @@ from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel
 from sottovoce.models.transducer import TransducerHead
-from sottovoce.training import module as training_module
-from sottovoce.training import terms
+from sottovoce.training import step as training_step
+from sottovoce.training.branches import BRANCHES, branch
 from sottovoce.training.composition import compose_config
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.optimizer import build_optimizer
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.stages import Activity, Curriculum
+from sottovoce.training.step import StepComputer
 from tests.data.builders import write_wav
 from tests.training.small_runs import overrides
+from tests.training.spoilt import exact_loss, spoil_loss
 
 Prepare = Callable[..., Prepared]
 
@@ -136,7 +137,7 @@ def test_an_optimiser_of_the_first_stage(curriculum: Prepare, monkeypatch: pytes
         optimizer.param_groups = [g for g in optimizer.param_groups if g["component"] != "rnnt_decoder"]
         return optimizer
 
-    monkeypatch.setattr(training_module, "build_optimizer", stale)
+    monkeypatch.setattr(training_step, "build_optimizer", stale)
     findings = preflight(curriculum())
     assert codes(findings) == ["stale_optimizer"]
     assert "transducer" in findings[0].evidence and "joint" in findings[0].evidence
@@ -157,7 +158,7 @@ def test_biases_that_decay(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> No
             group["weight_decay"] = 0.1
         return optimizer
 
-    monkeypatch.setattr(training_module, "build_optimizer", decaying)
+    monkeypatch.setattr(training_step, "build_optimizer", decaying)
     assert only(preflight_optimizer.check_ownership, demo()).code == "weight_decay_on_biases"
 
 
@@ -169,7 +170,7 @@ def test_parameters_that_no_loss_uses(demo: Prepare) -> None:
 
 
 def test_a_flat_schedule(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_module, "learning_rate_factor", lambda *_: 1.0)
+    monkeypatch.setattr(training_step, "learning_rate_factor", lambda *_: 1.0)
     findings = preflight(demo())
     assert codes(findings) == ["schedule_not_stepped"]
     assert "the same at every step" in findings[0].evidence
@@ -188,7 +189,7 @@ def test_a_held_head_that_still_pulls(curriculum: Prepare, monkeypatch: pytest.M
 
 
 def test_accumulation_by_means_of_micro_batches(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DecoderTraining, "global_batch", property(lambda self: self.config.training.batch_size))
+    monkeypatch.setattr(StepComputer, "global_batch", property(lambda self: self.config.training.batch_size))
     findings = preflight(demo())
     assert codes(findings) == ["accumulation_mismatch"]
     assert "give 2 times" in findings[0].evidence
@@ -198,20 +199,20 @@ def test_accumulation_by_means_of_micro_batches(demo: Prepare, monkeypatch: pyte
 
 
 def test_losses_in_other_units(curriculum: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = terms.ctc_loss
-    monkeypatch.setattr(terms, "ctc_loss", lambda *a: original(*a) / a[3])
+    original = exact_loss("ctc_loss")
+    spoil_loss(monkeypatch, "ctc_loss", lambda *a: original(*a) / a[3])
     assert only(preflight_losses.check_reductions, curriculum()).code == "reduction_mismatch"
 
 
 def test_losses_of_which_one_is_divided(curriculum: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_module, "WHOLE_TRIAL_LOSSES", ("rnnt",))
+    monkeypatch.setitem(BRANCHES, "rnnt", replace(BRANCHES["rnnt"], unit="trial"))
     finding = only(preflight_losses.check_reductions, curriculum())
     assert finding.code == "reduction_mismatch" and "a factor of 0.05" in finding.evidence
 
 
 def test_a_weight_that_depends_on_the_partner(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        training_module, "normalised_sum", lambda nats, tokens, how, size: nats.sum() / tokens.float().mean() / size
+        branch, "normalised_sum", lambda nats, tokens, how, size: nats.sum() / tokens.float().mean() / size
     )
     assert only(preflight_losses.check_batch_dependence, demo()).code == "batch_dependent_scaling"
 
@@ -223,12 +224,12 @@ def test_a_loss_that_drowns_the_other(curriculum: Prepare) -> None:
 
 
 def test_a_loss_that_was_never_computed(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DecoderTraining, "share", lambda self, name, nats, *_: nats.sum() * 0)
+    monkeypatch.setattr(StepComputer, "share", lambda self, name, nats, *_: nats.sum() * 0)
     assert only(check_steps, demo()).code == "zero_loss"
 
 
 def test_minus_infinity_in_the_padding(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = terms.ctc_loss
+    original = exact_loss("ctc_loss")
 
     def padded(logits: torch.Tensor, labels: torch.Tensor, frames: torch.Tensor, *more: Any) -> torch.Tensor:
         padding = torch.arange(logits.shape[1]) >= frames[:, None]
@@ -236,7 +237,7 @@ def test_minus_infinity_in_the_padding(demo: Prepare, monkeypatch: pytest.Monkey
         leak = (logits + lowest[:, :, None]).logsumexp(-1).masked_fill(padding, 0.0)
         return original(logits, labels, frames, *more) + 0 * leak.sum(1)
 
-    monkeypatch.setattr(terms, "ctc_loss", padded)
+    spoil_loss(monkeypatch, "ctc_loss", padded)
     findings = preflight(demo())
     assert codes(findings) == ["infinite_padding"]
 

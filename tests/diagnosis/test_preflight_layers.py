@@ -37,7 +37,7 @@ def codes(findings: Iterable[Finding]) -> list[str]:
 
 
 def blocks(subject: Subject) -> list[Mamba2]:
-    return [part for part in subject.module.model.modules() if isinstance(part, Mamba2)]
+    return [part for part in subject.computer.model.modules() if isinstance(part, Mamba2)]
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_a_scan_that_is_given_bfloat16_by_the_autocast(tiny_t15: Path, monkeypat
 
 def test_parameters_in_bfloat16(tiny_t15: Path) -> None:
     subject = gru_subject(tiny_t15)
-    subject.module.model.bfloat16()
+    subject.computer.model.bfloat16()
     assert codes(check_precision(subject)) == ["bf16_parameters"]
 
 
 def test_parameters_in_float16(tiny_t15: Path) -> None:
     subject = gru_subject(tiny_t15)
-    subject.module.model.half()
+    subject.computer.model.half()
     assert codes(check_precision(subject)) == ["fp16_underflow"]
 
 
@@ -141,8 +141,8 @@ class MeanOverPadding(nn.Module):
 
 def test_a_gate_that_averages_over_padding(tiny_t15: Path) -> None:
     subject = ssm_subject(tiny_t15)
-    assert subject.module.model.stem is not None
-    subject.module.model.stem.gate = MeanOverPadding()  # type: ignore[assignment]
+    assert subject.computer.model.stem is not None
+    subject.computer.model.stem.gate = MeanOverPadding()  # type: ignore[assignment]
     found = list(check_layers(subject))
     assert found[-1].code == "padding_dependence"
     assert "evaluation" in found[-1].evidence
@@ -187,7 +187,7 @@ def test_a_reversal_that_ignores_lengths(tiny_t15: Path, monkeypatch: Patch) -> 
 
 def test_a_bidirectional_gru(tiny_t15: Path, monkeypatch: Patch) -> None:
     subject = gru_subject(tiny_t15)
-    encoder = subject.module.model.encoder
+    encoder = subject.computer.model.encoder
     assert isinstance(encoder, GRUEncoder)
     both = nn.GRU(encoder.gru.input_size, 8, 2, batch_first=True, bidirectional=True)
     both.hidden_size = 16
@@ -253,7 +253,7 @@ def test_an_lstm_in_place_of_a_missing_kernel(tiny_t15: Path, monkeypatch: Patch
 
 def test_a_layer_of_another_size(tiny_t15: Path) -> None:
     subject = ssm_subject(tiny_t15)
-    head = subject.module.model.transducer
+    head = subject.computer.model.transducer
     assert head is not None
     head.embedding = nn.Embedding(41, 7)
     assert codes(check_layers(subject))[0] == "backend_replaced"
@@ -262,10 +262,10 @@ def test_a_layer_of_another_size(tiny_t15: Path) -> None:
 def test_a_transformer_with_other_heads_or_directions(tiny_t15: Path) -> None:
     given = ("model.ssm=null", "model.transformer={width: 8, layers: 2, heads: 2}")
     subject = ssm_subject(tiny_t15, *given)
-    subject.module.model.encoder = transformer.TransformerEncoder(transformer.TransformerConfig(8, 2, heads=4), 16)
+    subject.computer.model.encoder = transformer.TransformerEncoder(transformer.TransformerConfig(8, 2, heads=4), 16)
     assert codes(check_layers(subject))[0] == "backend_replaced"
     subject = ssm_subject(tiny_t15, *given)
-    encoder = subject.module.model.encoder
+    encoder = subject.computer.model.encoder
     assert isinstance(encoder, transformer.TransformerEncoder)
     encoder.distance.bidirectional = False
     (finding,) = check_layers(subject)

@@ -18,13 +18,13 @@ from sottovoce.diagnosis.preflight.preflight import preflight
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.teachers import check_teachers
 from sottovoce.evaluation.heard import FILE_NAME, Heard, fingerprint, write_heard
-from sottovoce.training import terms as training_terms
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import start
 from sottovoce.training.teachers import Teacher, Teachers
 from tests.faults.voices import write_recordings
 from tests.training.small_runs import overrides
+from tests.training.spoilt import exact_loss, spoil_loss
 
 CERTAIN = 20.0
 
@@ -224,15 +224,15 @@ def test_a_divergence_without_the_blank(student: Callable[..., Prepared], monkey
     ) -> torch.Tensor:
         return exact(logits_BSV[:, :, 1:], log_q_BSV[:, :, 1:].log_softmax(-1), weights_BS, temperature)
 
-    exact = training_terms.distillation_loss
-    monkeypatch.setattr(training_terms, "distillation_loss", over_labels_only)
+    exact = exact_loss("distillation_loss")
+    spoil_loss(monkeypatch, "distillation_loss", over_labels_only)
     (finding,) = findings(student())
     assert finding.code == "blank_without_gradient"
 
 
 def test_a_divergence_averaged_over_frames(student: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = training_terms.distillation_loss
-    monkeypatch.setattr(training_terms, "distillation_loss", lambda *given: exact(*given) / given[0].shape[1])
+    exact = exact_loss("distillation_loss")
+    spoil_loss(monkeypatch, "distillation_loss", lambda *given: exact(*given) / given[0].shape[1])
     (finding,) = findings(student())
     assert finding.code == "reduction_mismatch"
 

@@ -14,11 +14,11 @@ from sottovoce.core.errors import CheckpointError
 from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart, collate
 from sottovoce.diagnosis.capsules.replay import Replayed, replay, summary
-from sottovoce.training import terms
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import start
+from sottovoce.training.step import ComputedPart
 from tests.diagnosis.bad_runs import (
     BATCH_STATISTICS,
     Injection,
@@ -30,6 +30,7 @@ from tests.diagnosis.bad_runs import (
     spoilt_signal,
 )
 from tests.training.small_runs import overrides
+from tests.training.spoilt import exact_loss, spoil_loss
 
 Spoil = Callable[[torch.Tensor], torch.Tensor | None]
 
@@ -132,11 +133,11 @@ def drawn_twice(value: float) -> Injection:
     """Every batch holds one trial twice, behind others; with `value` in its signal."""
 
     def inject(prepared: Prepared, loop: RunLoop) -> str:
-        forward, index = loop.module.forward_part, prepared.train_indices[3]
+        forward, index = loop.computer.add, prepared.train_indices[3]
         trial = spoilt_signal(prepared, loop, value)
         twice = collate(prepared.trial_set, [index, index])
 
-        def with_it(part: StepPart) -> torch.Tensor:
+        def with_it(part: StepPart) -> ComputedPart:
             width = max(part.batch.signal.shape[1], twice.signal.shape[1])
             labels = max(part.batch.labels_BU.shape[1], twice.labels_BU.shape[1])
 
@@ -155,7 +156,7 @@ def drawn_twice(value: float) -> Injection:
             )
             return forward(StepPart(part.step, part.micro_batch, (*part.positions, 90, 91), batch))
 
-        loop.module.forward_part = with_it  # type: ignore[method-assign]
+        loop.computer.add = with_it  # type: ignore[method-assign]
         return trial
 
     return inject
@@ -176,8 +177,8 @@ def test_the_trial_that_spoils_its_batch_is_named(tiny_t15: Path, tmp_path: Path
 def test_a_symptom_of_a_replay_does_not_send_back_to_the_replay(
     tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = terms.ctc_loss
-    monkeypatch.setattr(terms, "ctc_loss", lambda logits, *rest: right(logits, *rest) * math.nan)
+    right = exact_loss("ctc_loss")
+    spoil_loss(monkeypatch, "ctc_loss", lambda logits, *rest: right(logits, *rest) * math.nan)
     found = replayed(tiny_t15, tmp_path, nothing, "training.max_bad_steps=2")
     assert [f.code for f in found.findings] == ["nonfinite_loss"]
     assert "replay cannot narrow it down" in found.findings[0].fix
@@ -193,8 +194,8 @@ def test_lost_weights_acquit_the_batch(tiny_t15: Path, tmp_path: Path) -> None:
 
 
 def test_half_precision_overflow(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = terms.ctc_loss
-    monkeypatch.setattr(terms, "ctc_loss", lambda logits, *rest: right((logits * 1e6).half().float(), *rest))
+    right = exact_loss("ctc_loss")
+    spoil_loss(monkeypatch, "ctc_loss", lambda logits, *rest: right((logits * 1e6).half().float(), *rest))
     found = replayed(tiny_t15, tmp_path, nothing, "training.max_bad_steps=2")
     assert [f.code for f in found.findings] == ["fp16_overflow"]
     assert found.isolation.operation is not None
@@ -203,7 +204,7 @@ def test_half_precision_overflow(tiny_t15: Path, tmp_path: Path, monkeypatch: py
 
 def test_infinities_in_a_lattice(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is finite, its gradient is not: padded frames hold only −∞."""
-    right = terms.ctc_loss
+    right = exact_loss("ctc_loss")
 
     def ragged(logits: torch.Tensor, targets: torch.Tensor, frames: torch.Tensor, *rest: object) -> torch.Tensor:
         valid = torch.arange(logits.shape[1]) < frames[:, None]
@@ -211,7 +212,7 @@ def test_infinities_in_a_lattice(tiny_t15: Path, tmp_path: Path, monkeypatch: py
         total = torch.logaddexp(masked[..., 0], masked[..., 1])
         return right(logits, targets, frames, *rest) + torch.where(valid, total, 0).sum(1) * 1e-3
 
-    monkeypatch.setattr(terms, "ctc_loss", ragged)
+    spoil_loss(monkeypatch, "ctc_loss", ragged)
     found = replayed(tiny_t15, tmp_path, nothing, "data.use_length_bucketing=false", "training.max_bad_steps=2")
     assert found.capsule.verdict.cause == "nonfinite_gradient"
     assert [f.code for f in found.findings] == ["infinite_padding"]

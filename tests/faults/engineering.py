@@ -13,16 +13,16 @@ import torch
 from sottovoce.core.checkpoints import read_state, read_tensors, write_checkpoint
 from sottovoce.evaluation.loaded_run import LoadedRun
 from sottovoce.models.compose import DecoderModel
-from sottovoce.training import terms
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.stages import Curriculum
+from sottovoce.training.step import StepComputer
 from tests.faults.scene import Exhibit, Scene
+from tests.training.spoilt import exact_loss, spoil_loss
 
 
 def errors_become_zero(scene: Scene) -> None:
     """`except: return 0` around a loss that fails for long targets."""
-    exact = terms.ctc_loss
+    exact = exact_loss("ctc_loss")
 
     def swallowing(
         logits: torch.Tensor, targets: torch.Tensor, frames_B: torch.Tensor, labels_B: torch.Tensor, *rest: Any
@@ -30,7 +30,7 @@ def errors_become_zero(scene: Scene) -> None:
         nats_B = exact(logits, targets, frames_B, labels_B, *rest)
         return torch.where(labels_B > labels_B.float().mean() + 4, torch.zeros_like(nats_B), nats_B)
 
-    scene.patch.setattr(terms, "ctc_loss", swallowing)
+    spoil_loss(scene.patch, "ctc_loss", swallowing)
 
 
 def scoring_fails_at_the_end(scene: Scene) -> None:
@@ -103,16 +103,16 @@ def slow_reader(scene: Scene) -> None:
 
 
 def steps_become_slow(scene: Scene) -> None:
-    def wait(module: DecoderTraining) -> None:
-        if module.progress.step > 140:
+    def wait(computer: StepComputer) -> None:
+        if computer.progress.step > 140:
             time.sleep(0.12)
 
     scene.before_update.append(wait)
 
 
 def one_parameter_dominates(scene: Scene) -> None:
-    def enlarge(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
-        module.named["encoder.gru.weight_hh_l0"].register_hook(lambda gradient: gradient * 1000)
+    def enlarge(computer: StepComputer, optimizer: torch.optim.Optimizer) -> None:
+        computer.named["encoder.gru.weight_hh_l0"].register_hook(lambda gradient: gradient * 1000)
 
     scene.begin.append(enlarge)
 

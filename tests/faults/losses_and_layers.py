@@ -14,31 +14,32 @@ from sottovoce.features import pipeline as pipeline_file
 from sottovoce.models import compose, ssm
 from sottovoce.models.gru import GRUEncoder
 from sottovoce.models.ssm_mamba2 import Mamba2
-from sottovoce.training import terms
-from sottovoce.training.module import DecoderTraining
+from sottovoce.training.branches import PartInputs
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.stages import StagePosition
+from sottovoce.training.step import StepComputer
 from tests.faults.scene import Exhibit, Scene
+from tests.training.spoilt import spoil_loss
 
 
 def transducer_not_divided(scene: Scene) -> None:
     """PyTorch's CTC divides by the labels, the usual transducer does not."""
-    share = DecoderTraining.share
+    share = StepComputer.share
 
-    def as_published(module: DecoderTraining, name: str, nats_B: torch.Tensor, batch: Any, terms: Any) -> torch.Tensor:
-        return share(module, name, nats_B / batch.label_lengths_B if name == "ctc" else nats_B, batch, terms)
+    def as_published(computer: StepComputer, name: str, nats_B: torch.Tensor, inputs: PartInputs) -> torch.Tensor:
+        return share(computer, name, nats_B / inputs.batch.label_lengths_B if name == "ctc" else nats_B, inputs)
 
-    scene.patch.setattr(DecoderTraining, "share", as_published)
+    scene.patch.setattr(StepComputer, "share", as_published)
 
 
 def batch_mean_scaling(scene: Scene) -> None:
     """Divided by half of the batch's mean length, so that a trial's weight depends on its batch mates."""
-    share = DecoderTraining.share
+    share = StepComputer.share
 
-    def scaled(module: DecoderTraining, name: str, nats_B: torch.Tensor, batch: Any, terms: Any) -> torch.Tensor:
-        return share(module, name, nats_B / (batch.lengths_B.float().mean() / 2), batch, terms) * 100
+    def scaled(computer: StepComputer, name: str, nats_B: torch.Tensor, inputs: PartInputs) -> torch.Tensor:
+        return share(computer, name, nats_B / (inputs.batch.lengths_B.float().mean() / 2), inputs) * 100
 
-    scene.patch.setattr(DecoderTraining, "share", scaled)
+    scene.patch.setattr(StepComputer, "share", scaled)
 
 
 def unlike_losses_compared(scene: Scene) -> None:
@@ -59,7 +60,7 @@ def transducer_returns_zero(scene: Scene) -> None:
     def zero(encoder_BSH: torch.Tensor, *rest: Any) -> torch.Tensor:
         return encoder_BSH.sum((1, 2)) * 0
 
-    scene.patch.setattr(terms, "fused_transducer_loss", zero)
+    spoil_loss(scene.patch, "fused_transducer_loss", zero)
 
 
 def step_sizes_initialised_anew(scene: Scene) -> None:

@@ -10,23 +10,23 @@ import numpy as np
 import torch
 
 from sottovoce.losses import ctc
-from sottovoce.training import terms
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared
+from sottovoce.training.step import StepComputer
 from sottovoce.training.watch import StepView
 from tests.faults.scene import Exhibit, Scene
+from tests.training.spoilt import exact_loss, spoil_loss
 
 
 def overflow_in_half_precision(scene: Scene) -> None:
     """The encoder's output is cast to half in the last third of the run, after something has made it large."""
 
-    def to_half(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+    def to_half(computer: StepComputer, optimizer: torch.optim.Optimizer) -> None:
         def cast(encoder: Any, inputs: Any, output: tuple[torch.Tensor, torch.Tensor]) -> Any:
-            if module.training and module.progress.step >= 160:
+            if computer.model.training and computer.progress.step >= 160:
                 return (output[0] * 1e5).half().float() / 1e5, output[1]
             return None
 
-        module.model.encoder.register_forward_hook(cast)
+        computer.model.encoder.register_forward_hook(cast)
 
     scene.begin.append(to_half)
 
@@ -38,8 +38,8 @@ def epsilon_vanishes_in_half_precision(scene: Scene) -> None:
         probabilities = logits_BSV.softmax(-1).half()
         return exact((probabilities + torch.tensor(1e-8, dtype=torch.half)).log().float(), *rest)
 
-    exact = terms.ctc_loss
-    scene.patch.setattr(terms, "ctc_loss", with_floor)
+    exact = exact_loss("ctc_loss")
+    spoil_loss(scene.patch, "ctc_loss", with_floor)
 
 
 def parameters_in_bfloat16(scene: Scene) -> None:
@@ -57,7 +57,7 @@ def rounded_updates(scene: Scene) -> None:
 
     def round_weights(view: StepView) -> None:
         with torch.no_grad():
-            for parameter in view.module.named.values():
+            for parameter in view.computer.named.values():
                 parameter.copy_(parameter.bfloat16().float())
 
     scene.after_step.append(round_weights)
@@ -89,8 +89,8 @@ def lattice_drifts(scene: Scene) -> None:
         ]
         return nats_B + (torch.stack(drifted) - nats_B).detach()
 
-    exact = terms.ctc_loss
-    scene.patch.setattr(terms, "ctc_loss", drifting)
+    exact = exact_loss("ctc_loss")
+    spoil_loss(scene.patch, "ctc_loss", drifting)
 
 
 def _ctc_in_half(log_p_SV: torch.Tensor, target_U: torch.Tensor, blank: int) -> torch.Tensor:
@@ -112,9 +112,9 @@ def _ctc_in_half(log_p_SV: torch.Tensor, target_U: torch.Tensor, blank: int) -> 
 def giant_first_gradient(scene: Scene) -> None:
     """No clipping, and one gradient ten thousand times as large as the others in the first steps."""
 
-    def enlarge(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
-        for parameter in module.named.values():
-            parameter.register_hook(lambda gradient: gradient * 1e4 if module.progress.step == 3 else None)
+    def enlarge(computer: StepComputer, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in computer.named.values():
+            parameter.register_hook(lambda gradient: gradient * 1e4 if computer.progress.step == 3 else None)
 
     scene.begin.append(enlarge)
 

@@ -9,25 +9,25 @@ import torch
 from torch import nn
 
 from sottovoce.models import compose
-from sottovoce.training import module as module_file
 from sottovoce.training import stages
+from sottovoce.training import step as step_file
 from sottovoce.training.guard import GradientGuard, Verdict
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.stages import Activity
+from sottovoce.training.step import StepComputer
 from sottovoce.training.watch import StepView
 from tests.faults.scene import Exhibit, Scene
 
 
 def optimizer_without_the_transducer(scene: Scene) -> None:
     """What the loop steps was built before the stage that adds the transducer."""
-    build = module_file.build_optimizer
+    build = step_file.build_optimizer
 
     def stale(*arguments: Any, **more: Any) -> torch.optim.Optimizer:
         optimizer = build(*arguments, **more)
         optimizer.param_groups[:] = [g for g in optimizer.param_groups if g["component"] != "rnnt_decoder"]
         return optimizer
 
-    scene.patch.setattr(module_file, "build_optimizer", stale)
+    scene.patch.setattr(step_file, "build_optimizer", stale)
 
 
 def optimizer_goes_stale_at_the_stage(scene: Scene) -> None:
@@ -45,14 +45,14 @@ def clip_norm_of_everything(scene: Scene) -> None:
 
     models = []
 
-    def add(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+    def add(computer: StepComputer, optimizer: torch.optim.Optimizer) -> None:
         scene.patch.setattr(GradientGuard, "inspect", clip_all)
         scene.patch.setitem(compose.DecoderModel.PARTS, "auxiliary", "flow_bridge")
-        models.append(module.model)
-        module.model.register_parameter("auxiliary", nn.Parameter(torch.ones(1)))
-        module.model.head.register_forward_hook(
+        models.append(computer.model)
+        computer.model.register_parameter("auxiliary", nn.Parameter(torch.ones(1)))
+        computer.model.head.register_forward_hook(
             lambda head, inputs, logits: (
-                logits + 1000 * _unit_gradient(module.model.auxiliary) * torch.eye(logits.shape[-1])[1]
+                logits + 1000 * _unit_gradient(computer.model.auxiliary) * torch.eye(logits.shape[-1])[1]
             )
         )
 
@@ -74,22 +74,22 @@ def held_branch_still_runs(scene: Scene) -> None:
 
     def leaky(stage: Any, rnnt_steps: int, warmup_steps: int, ramp_steps: int, distillation: float) -> Activity:
         activity = exact(stage, rnnt_steps, warmup_steps, ramp_steps, distillation)
-        if stage.loss_weights.rnnt and rnnt_steps < warmup_steps:
-            return replace(activity, weights={**activity.weights, "rnnt": stage.loss_weights.rnnt})
+        if stage.weight_of("rnnt") and rnnt_steps < warmup_steps:
+            return replace(activity, weights={**activity.weights, "rnnt": stage.weight_of("rnnt")})
         return activity
 
     exact = stages.activity
     scene.patch.setattr(stages, "activity", leaky)
-    scene.patch.setattr(module_file, "check_owners", lambda *arguments: None)
+    scene.patch.setattr(step_file, "check_owners", lambda *arguments: None)
 
 
 def frozen_part_keeps_moving(scene: Scene) -> None:
     """Frozen by name only: the weights of the held transducer are stepped all the same."""
 
-    def drift(module: DecoderTraining) -> None:
-        if module.activity is not None and "rnnt_decoder" not in module.activity.rates and module.progress.step > 130:
+    def drift(computer: StepComputer) -> None:
+        if "rnnt_decoder" not in computer.now.rates and computer.progress.step > 130:
             with torch.no_grad():
-                module.model.transducer.output.weight.mul_(1.01)
+                computer.model.transducer.output.weight.mul_(1.01)
 
     scene.before_update.append(drift)
 
@@ -123,9 +123,9 @@ def optimizer_is_recreated(scene: Scene) -> None:
 
 def schedule_is_stepped_once_an_epoch(scene: Scene) -> None:
     """A cosine over 100,000 steps that is asked once an epoch: flat."""
-    factor = module_file.learning_rate_factor
+    factor = step_file.learning_rate_factor
     scene.patch.setattr(
-        module_file, "learning_rate_factor", lambda step, config, total: factor(20 + step // 15, config, 100_000)
+        step_file, "learning_rate_factor", lambda step, config, total: factor(20 + step // 15, config, 100_000)
     )
 
 
@@ -133,16 +133,16 @@ def schedule_of_a_dead_optimizer(scene: Scene) -> None:
     def freeze_rates(optimizer: Any, factor: float, by_component: Any) -> dict[str, float]:
         return {group["name"]: group["lr"] for group in optimizer.param_groups}
 
-    scene.patch.setattr(module_file, "set_learning_rates", freeze_rates)
+    scene.patch.setattr(step_file, "set_learning_rates", freeze_rates)
 
 
 def micro_batches_are_added_up(scene: Scene) -> None:
     """The mean over each micro-batch, and nobody who divides by their number."""
 
-    def undivided(module: DecoderTraining, name: str, nats_B: torch.Tensor, batch: Any, terms: Any) -> torch.Tensor:
+    def undivided(computer: StepComputer, name: str, nats_B: torch.Tensor, inputs: Any) -> torch.Tensor:
         return nats_B.sum() / len(nats_B)
 
-    scene.patch.setattr(DecoderTraining, "share", undivided)
+    scene.patch.setattr(StepComputer, "share", undivided)
 
 
 def decayed_biases(scene: Scene) -> None:

@@ -24,9 +24,9 @@ from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.training.composition import compose_config
 from sottovoce.training.guard import Verdict
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import resume, start
+from sottovoce.training.step import StepComputer
 from sottovoce.training.watch import StepView
 
 Base = Literal["gru", "curriculum", "recordings", "shipped"]
@@ -94,9 +94,9 @@ class Scene:
     """Settings of this scene, after the exhibit's own."""
     prepared: list[Callable[[Prepared], Prepared]] = field(default_factory=list)
     """Before the preflight."""
-    begin: list[Callable[[DecoderTraining, torch.optim.Optimizer], None]] = field(default_factory=list)
+    begin: list[Callable[[StepComputer, torch.optim.Optimizer], None]] = field(default_factory=list)
     """After the preflight, before the first step."""
-    before_update: list[Callable[[DecoderTraining], None]] = field(default_factory=list)
+    before_update: list[Callable[[StepComputer], None]] = field(default_factory=list)
     """In every step, between the guard and the optimiser."""
     after_step: list[Callable[[StepView], None]] = field(default_factory=list)
     interrupted: list[Callable[[Path], None]] = field(default_factory=list)
@@ -133,15 +133,15 @@ class _SpoiltWatch(RunWatch):
 
     scene: Scene
 
-    def begin(self, run_dir: Path, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
+    def begin(self, run_dir: Path, computer: StepComputer, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
         for spoil in self.scene.begin:
-            spoil(module, optimizer)
-        return super().begin(run_dir, module, optimizer)
+            spoil(computer, optimizer)
+        return super().begin(run_dir, computer, optimizer)
 
-    def before_update(self, module: DecoderTraining, verdict: Verdict) -> None:
+    def before_update(self, computer: StepComputer, verdict: Verdict) -> None:
         for spoil in self.scene.before_update:
-            spoil(module)
-        super().before_update(module, verdict)
+            spoil(computer)
+        super().before_update(computer, verdict)
 
     def after_step(self, view: StepView) -> Iterable[Finding]:
         for spoil in self.scene.after_step:
@@ -207,12 +207,12 @@ def _refusal(error: SottovoceError) -> Finding:
     return Finding(code.group(1) if code else "refused", "error", str(error), "", "", "preflight")
 
 
-def at(step: int, action: Callable[[DecoderTraining], Any]) -> Callable[[StepView], None]:
+def at(step: int, action: Callable[[StepComputer], Any]) -> Callable[[StepView], None]:
     """`action`, once, when `step` steps are done."""
 
     def look(view: StepView) -> None:
         if view.step == step:
-            action(view.module)
+            action(view.computer)
 
     return look
 

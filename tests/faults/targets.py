@@ -10,11 +10,11 @@ import torch
 
 from sottovoce.models import patching
 from sottovoce.models.transducer import TransducerHead
-from sottovoce.training import terms
 from sottovoce.training.guard import GradientGuard, Verdict
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared
+from sottovoce.training.step import StepComputer
 from tests.faults.scene import Exhibit, Scene, at
+from tests.training.spoilt import exact_loss, spoil_loss
 
 
 def infinite_losses_become_zero(scene: Scene) -> None:
@@ -22,8 +22,8 @@ def infinite_losses_become_zero(scene: Scene) -> None:
         nats_B = exact(*arguments)
         return torch.where(nats_B.isfinite(), nats_B, torch.zeros_like(nats_B))
 
-    exact = terms.ctc_loss
-    scene.patch.setattr(terms, "ctc_loss", forgiving)
+    exact = exact_loss("ctc_loss")
+    spoil_loss(scene.patch, "ctc_loss", forgiving)
 
 
 def labels_as_long_as_their_array(scene: Scene) -> None:
@@ -50,9 +50,9 @@ def one_frame_long(scene: Scene) -> None:
 
 
 def weights_are_lost(scene: Scene) -> None:
-    def poison(module: DecoderTraining) -> None:
+    def poison(computer: StepComputer) -> None:
         with torch.no_grad():
-            module.model.head.weight[2, 3] = math.nan
+            computer.model.head.weight[2, 3] = math.nan
 
     scene.after_step.append(at(60, poison))
 
@@ -64,14 +64,14 @@ def unguarded_step(scene: Scene) -> None:
         norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), guard.max_norm or math.inf)
         return Verdict(float(norm))
 
-    def poison(module: DecoderTraining) -> None:
-        module.model.head.weight.register_hook(
-            lambda gradient: gradient * math.nan if module.progress.step == 60 else None
+    def poison(computer: StepComputer) -> None:
+        computer.model.head.weight.register_hook(
+            lambda gradient: gradient * math.nan if computer.progress.step == 60 else None
         )
 
-    def begin(module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+    def begin(computer: StepComputer, optimizer: torch.optim.Optimizer) -> None:
         scene.patch.setattr(GradientGuard, "inspect", clip_only)
-        poison(module)
+        poison(computer)
 
     scene.begin.append(begin)
 
@@ -82,16 +82,16 @@ def minus_infinity_as_padding(scene: Scene) -> None:
     def with_padding(encoder_BSH: torch.Tensor, *rest: Any) -> torch.Tensor:
         return exact(encoder_BSH, *rest) + _nothing(encoder_BSH, rest[4])
 
-    exact = terms.fused_transducer_loss
-    scene.patch.setattr(terms, "fused_transducer_loss", with_padding)
+    exact = exact_loss("fused_transducer_loss")
+    spoil_loss(scene.patch, "fused_transducer_loss", with_padding)
 
 
 def minus_infinity_in_ctc(scene: Scene) -> None:
     def with_padding(logits_BSV: torch.Tensor, targets: torch.Tensor, frames_B: torch.Tensor, *rest: Any) -> Any:
         return exact(logits_BSV, targets, frames_B, *rest) + _nothing(logits_BSV, frames_B)
 
-    exact = terms.ctc_loss
-    scene.patch.setattr(terms, "ctc_loss", with_padding)
+    exact = exact_loss("ctc_loss")
+    spoil_loss(scene.patch, "ctc_loss", with_padding)
 
 
 def _nothing(frames_BSX: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:

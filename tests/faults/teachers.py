@@ -12,12 +12,12 @@ import torch
 import yaml
 
 from sottovoce.core.trial import Batch
-from sottovoce.training import terms
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 from sottovoce.training.run import start
 from sottovoce.training.teachers import Teacher
 from tests.faults.scene import COMMON, GRU, RECORDINGS, Exhibit, Scene
+from tests.training.spoilt import exact_loss, spoil_loss
 
 TEACHER_STEPS = 800
 Logits = tuple[torch.Tensor, torch.Tensor]
@@ -117,12 +117,12 @@ def one_teacher_late(scene: Scene) -> None:
 
 def blank_left_out(scene: Scene) -> None:
     """Both sides renormalised over the labels."""
-    exact = terms.distillation_loss
+    exact = exact_loss("distillation_loss")
 
     def wrong(logits_BSV: torch.Tensor, log_q_BSV: torch.Tensor, *rest: Any) -> torch.Tensor:
         return exact(logits_BSV[:, :, 1:], log_q_BSV[:, :, 1:].log_softmax(-1), *rest)
 
-    scene.patch.setattr(terms, "distillation_loss", wrong)
+    spoil_loss(scene.patch, "distillation_loss", wrong)
     ask(scene)
 
 

@@ -19,10 +19,10 @@ from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.models.compose import COMPONENTS
 from sottovoce.models.transducer import TransducerHead
 from sottovoce.training.composition import compose_config
-from sottovoce.training.guard import Verdict
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import build_trainer, fit
+from sottovoce.training.step import StepRecord
 from tests.training.small_runs import assert_same_run, command, train
 
 CTC_STEPS, HELD_STEPS, RAMP_STEPS, JOINT_STEPS, MODE_STEPS, DENOISE_STEPS = 5, 4, 4, 12, 4, 3
@@ -77,12 +77,12 @@ class WatchedLoop(RunLoop):
         self.transducers = [self._transducer()]
 
     def _transducer(self) -> torch.Tensor:
-        head = self.module.model.transducer
+        head = self.computer.model.transducer
         assert head is not None
         return torch.cat([p.detach().flatten() for p in head.parameters()])
 
-    def after_step(self, verdict: Verdict, metrics: dict[str, float]) -> None:
-        super().after_step(verdict, metrics)
+    def after_step(self, record: StepRecord) -> None:
+        super().after_step(record)
         self.transducers.append(self._transducer())
 
 
@@ -164,7 +164,7 @@ def test_the_held_transducer_is_neither_run_nor_moved(
 
     def watched(head: TransducerHead, frames: torch.Tensor) -> torch.Tensor:
         if head.training:
-            steps_with_a_call.add(loop.module.progress.step)
+            steps_with_a_call.add(loop.computer.progress.step)
         return project(head, frames)
 
     monkeypatch.setattr(TransducerHead, "project", watched)

@@ -127,31 +127,31 @@ def test_weights_that_are_lost_before_the_first_step_are_nothing_to_look_at(tiny
 def test_weights_that_are_lost_on_the_way_are_taken_back(tiny_t15: Path, tmp_path: Path) -> None:
     prepared = prepare(compose_config(overrides(tiny_t15, tmp_path, "lost")))
     loop = RunLoop(prepared, tmp_path)
-    module, kept = loop.module, {}
+    computer, kept = loop.computer, {}
 
     def spoil(*_: object) -> None:
-        if module.progress.step == 6:  # the last checkpoint is of this step
-            kept.update({name: p.detach().clone() for name, p in module.named.items()})
-        if module.progress.step == 7:
+        if computer.progress.step == 6:  # the last checkpoint is of this step
+            kept.update({name: p.detach().clone() for name, p in computer.named.items()})
+        if computer.progress.step == 7:
             with torch.no_grad():
-                module.model.head.bias[3] = math.nan
-        if module.progress.step == 8:
-            assert all(torch.equal(p, kept[name]) for name, p in module.named.items())
+                computer.model.head.bias[3] = math.nan
+        if computer.progress.step == 8:
+            assert all(torch.equal(p, kept[name]) for name, p in computer.named.items())
 
-    module.model.register_forward_pre_hook(spoil)
-    module.model.head.register_forward_pre_hook(spoil)
+    computer.model.register_forward_pre_hook(spoil)
+    computer.model.head.register_forward_pre_hook(spoil)
     fit(prepared, loop, build_trainer(prepared.config))
     events = read_json_lines(tmp_path / "events.jsonl")
     assert [(e["step"], e["code"]) for e in events if e["event"] == "rolled_back"] == [(8, "poisoned_weights")]
     assert not [e for e in events if e["event"] == "step_skipped"]
-    assert module.progress.step == STEPS
-    assert all(bool(p.isfinite().all()) for p in module.model.parameters())
+    assert computer.progress.step == STEPS
+    assert all(bool(p.isfinite().all()) for p in computer.model.parameters())
 
 
 def test_a_poisoned_model_stops_the_run_with_the_cause(tiny_t15: Path, tmp_path: Path) -> None:
     config = compose_config(overrides(tiny_t15, tmp_path, "bad", "training.max_bad_steps=3"))
     prepared = prepare(config)
-    prepared.model.head.register_forward_hook(lambda module, inputs, logits: logits * math.nan)
+    prepared.model.head.register_forward_hook(lambda computer, inputs, logits: logits * math.nan)
     loop = RunLoop(prepared, tmp_path)
     with pytest.raises(TrainingAborted, match="nonfinite_loss in 3 steps in a row"):
         fit(prepared, loop, build_trainer(prepared.config))
@@ -170,22 +170,22 @@ def test_a_single_bad_step_is_skipped_and_the_run_goes_on(
     config = compose_config(overrides(tiny_t15, tmp_path, "one-bad"))
     prepared = prepare(config)
     loop = RunLoop(prepared, tmp_path)
-    module, poisoned = loop.module, []
+    computer, poisoned = loop.computer, []
 
     def poison(gradient: torch.Tensor) -> torch.Tensor | None:
-        if module.progress.step == 4 and not poisoned:
+        if computer.progress.step == 4 and not poisoned:
             poisoned.append(True)
             return gradient * math.nan
         return None
 
-    module.model.head.weight.register_hook(poison)
+    computer.model.head.weight.register_hook(poison)
     fit(prepared, loop, build_trainer(prepared.config))
     events = [e for e in read_json_lines(tmp_path / "events.jsonl") if e["event"] == "step_skipped"]
     assert [(e["step"], e["code"]) for e in events] == [(5, "nonfinite_gradient")]
     assert "head.weight" in events[0]["evidence"]
     assert "skipped steps: 1 × nonfinite_gradient, of 14" in capsys.readouterr().err
-    assert (module.progress.step, module.progress.updates) == (STEPS, STEPS - 1)
-    assert all(bool(p.isfinite().all()) for p in module.model.parameters())
+    assert (computer.progress.step, computer.progress.updates) == (STEPS, STEPS - 1)
+    assert all(bool(p.isfinite().all()) for p in computer.model.parameters())
 
 
 def test_settings_that_contradict_the_data(tiny_t15: Path, tmp_path: Path) -> None:

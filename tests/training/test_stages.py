@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.training.stages import LearningRateFactors, LossWeights, Stage, StageConfig, activity, planned
+from sottovoce.models.compose import COMPONENTS
+from sottovoce.training.stages import Stage, StageConfig, activity, planned
 
 JOINT = StageConfig(
     "joint_train",
     epochs=2,
     components=("encoder", "ctc_decoder", "rnnt_decoder"),
-    loss_weights=LossWeights(ctc=0.3, rnnt=1.0),
-    learning_rate=LearningRateFactors(encoder=0.5),
+    loss_weights={"ctc": 0.3, "rnnt": 1.0},
+    learning_rate={"encoder": 0.5},
 )
 PRESENT = ("preprocessor", "encoder", "ctc_decoder", "rnnt_decoder")
 
@@ -28,7 +29,7 @@ def test_without_stages_there_is_one_with_ctc_alone() -> None:
 
 def test_epochs_become_steps_and_the_denoise_stage_goes_with_its_bridge() -> None:
     denoise = StageConfig(
-        "denoise_train", steps=5, components=("flow_bridge",), loss_weights=LossWeights(ctc=0, denoise=0.05)
+        "denoise_train", steps=5, components=("flow_bridge",), loss_weights={"ctc": 0, "denoise": 0.05}
     )
     assert planned((JOINT, denoise), 0, 13, PRESENT) == (Stage(JOINT, 26),)
     assert planned((JOINT, denoise), 0, 13, (*PRESENT, "flow_bridge"))[1] == Stage(denoise, 5)
@@ -60,16 +61,16 @@ def test_no_hold_and_no_ramp() -> None:
     ("changes", "words"),
     [
         ({"components": ()}, "trains nothing"),
-        ({"learning_rate": LearningRateFactors(0, 0, 0, 0, 0, 0)}, "trains nothing"),
-        ({"loss_weights": LossWeights(ctc=0)}, "all loss weights are 0"),
+        ({"learning_rate": dict.fromkeys(COMPONENTS, 0.0)}, "trains nothing"),
+        ({"loss_weights": {"ctc": 0}}, "all loss weights are 0"),
         ({"components": ("encoder", "ctc_decoder")}, "rnnt_decoder is frozen"),
-        ({"loss_weights": LossWeights(ctc=1)}, "loss_weights.rnnt is 0"),
-        ({"loss_weights": LossWeights(ctc=-1)}, "must not be negative"),
+        ({"loss_weights": {"ctc": 1}}, "loss_weights.rnnt is 0"),
+        ({"loss_weights": {"ctc": -1}}, "must not be negative"),
         ({"steps": 3}, "exactly one of epochs and steps"),
         ({"epochs": 0}, "at least 1"),
         ({"metric": "loss"}, "choose one of per"),
         ({"components": (*JOINT.components, "encoder")}, "twice"),
-        ({"learning_rate": LearningRateFactors(mode_head=2)}, "has no effect"),
+        ({"learning_rate": {"mode_head": 2}}, "has no effect"),
         ({"components": ("encoder", "head")}, "no component 'head'"),
     ],
 )
@@ -88,6 +89,6 @@ def test_missing_parts_and_double_names_are_refused() -> None:
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 def test_weights_and_factors_are_finite_and_not_negative(value: float) -> None:
     with pytest.raises(ConfigurationError, match=rf"ctc={value} must be finite"):
-        StageConfig("x", steps=1, loss_weights=LossWeights(ctc=value))
+        StageConfig("x", steps=1, loss_weights={"ctc": value})
     with pytest.raises(ConfigurationError, match=rf"encoder={value} must be finite"):
-        StageConfig("x", steps=1, learning_rate=LearningRateFactors(encoder=value))
+        StageConfig("x", steps=1, learning_rate={"encoder": value})

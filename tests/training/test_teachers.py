@@ -22,7 +22,7 @@ from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import resume, start
-from sottovoce.training.stages import LossWeights, StageConfig, activity
+from sottovoce.training.stages import StageConfig, activity
 from sottovoce.training.teachers import DistillationConfig, Teachers
 from tests.training.small_runs import STEPS, assert_same_run, comparable_metrics, overrides, train
 
@@ -86,7 +86,7 @@ def test_teachers_change_what_is_learnt_and_are_on_record(
 
 
 def test_ctc_and_the_teachers_share_one_weight() -> None:
-    stage = StageConfig("joint", epochs=1, components=("encoder", "ctc_decoder"), loss_weights=LossWeights(ctc=0.3))
+    stage = StageConfig("joint", epochs=1, components=("encoder", "ctc_decoder"), loss_weights={"ctc": 0.3})
     assert activity(stage, 0, 0, 0, 0.25).weights == pytest.approx({"ctc": 0.225, "distillation": 0.075})
     assert activity(stage, 0, 0, 0, 1.0).weights == {"distillation": 0.3}
     assert activity(stage, 0, 0, 0).weights == {"ctc": 0.3}
@@ -96,7 +96,7 @@ def test_teachers_hear_the_students_own_batch_and_do_not_learn(prepared: Callabl
     made = prepared(aggregation="prob_mean", temperature=1.0)
     teachers, batch = teachers_of(made), features(made)
     before = [{n: t.clone() for n, t in teacher.run.model.state_dict().items()} for teacher in teachers.teachers]
-    lesson = teachers.lesson(batch, range(len(batch)))
+    lesson = teachers.targets(batch, range(len(batch)))
     logits = [teacher.run.model(batch.signal, batch.lengths_B, batch.session_B)[0] for teacher in teachers.teachers]
     expected = torch.stack([z.softmax(-1) for z in logits]).mean(0)
     torch.testing.assert_close(lesson.log_q_BSV.exp(), expected)
@@ -109,12 +109,12 @@ def test_teachers_hear_the_students_own_batch_and_do_not_learn(prepared: Callabl
 def test_a_lesson_does_not_depend_on_batch_mates(prepared: Callable[..., Prepared]) -> None:
     made = prepared()
     batch = features(made)
-    together = teachers_of(made).lesson(batch, range(4))
+    together = teachers_of(made).targets(batch, range(4))
     for row in range(4):
         alone = replace(
             batch.map_tensors(lambda x, row=row: x[row : row + 1]), trial_ids=batch.trial_ids[row : row + 1]
         )  # type: ignore[misc]
-        lesson = teachers_of(made).lesson(alone, [row])
+        lesson = teachers_of(made).targets(alone, [row])
         torch.testing.assert_close(lesson.weights_BS[0], together.weights_BS[row])
         frames = int((lesson.weights_BS[0] > 0).sum())
         torch.testing.assert_close(lesson.log_q_BSV[0, :frames], together.log_q_BSV[row, :frames], atol=1e-5, rtol=1e-5)
@@ -144,7 +144,7 @@ def test_out_of_fold_teachers_do_not_teach_whom_they_have_heard(prepared: Callab
     assert {True, False} == set(zero)
     assert teachers.weights(batch)[0].tolist() == [0.0 if it else 0.5 for it in zero]
     alone = Teachers(heard[:1], made.config.training.distillation, made.trial_set, 0)
-    weights = alone.lesson(features(made), range(4)).weights_BS.sum(1)
+    weights = alone.targets(features(made), range(4)).weights_BS.sum(1)
     assert [bool(weight) for weight in weights] == [not it for it in zero]
 
 
@@ -156,9 +156,9 @@ def test_a_taught_run_that_is_stopped_goes_on_as_if_it_never_had(
     stopping = f"""
 import os, signal
 from sottovoce.training.loop import RunLoop
-def after_step(self, verdict, metrics, original=RunLoop.after_step):
-    original(self, verdict, metrics)
-    if self.module.progress.step == {STEPS // 2}:
+def after_step(self, record, original=RunLoop.after_step):
+    original(self, record)
+    if self.computer.progress.step == {STEPS // 2}:
         os.kill(os.getpid(), signal.SIGKILL)
 RunLoop.after_step = after_step
 """
@@ -224,15 +224,15 @@ def test_a_trial_without_a_teacher_has_its_labels_at_full_weight(
     made = prepare(compose_config(overrides(tiny_t15, tmp_path, "student", *asking(narrow, weight=0.8))))
     trials = made.trial_set.trials
     both = [next(i for i in made.train_indices if trials[i].session == name) for name in made.trial_set.sessions]
-    module = RunLoop(made, Path()).module
-    module.train()
-    module.enter_step()
-    assert module.activity is not None
-    assert module.activity.weights == pytest.approx({"ctc": 0.2, "distillation": 0.8})
-    _, terms, shares = module.shares_of(StepPart(0, 0, (0, 1), collate(made.trial_set, both)))
-    taught, untaught = terms.nats["ctc"].tolist()
-    assert terms.nats["distillation"].tolist()[1] == 0.0
-    assert 0.2 * shares["ctc"].item() == pytest.approx((0.2 * taught + untaught) / module.global_batch, rel=1e-5)
+    computer = RunLoop(made, Path()).computer
+    computer.model.train()
+    computer.begin()
+    assert computer.now.weights == pytest.approx({"ctc": 0.2, "distillation": 0.8})
+    computed = computer.add(StepPart(0, 0, (0, 1), collate(made.trial_set, both)))
+    taught, untaught = computed.nats["ctc"].tolist()
+    assert computed.nats["distillation"].tolist()[1] == 0.0
+    share = computed.shares["ctc"].item()
+    assert 0.2 * share == pytest.approx((0.2 * taught + untaught) / computer.global_batch, rel=1e-5)
 
 
 def test_what_a_run_has_heard_is_kept_with_it(tiny_t15: Path, taught_by: tuple[Path, Path]) -> None:

@@ -16,8 +16,8 @@ from sottovoce.core.symbols import PHONEMES
 from sottovoce.data.collation import StepPart, collate
 from sottovoce.evaluation.loaded_run import LoadedRun
 from sottovoce.training.loop import RunLoop
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared
+from sottovoce.training.step import StepComputer
 from sottovoce.training.teachers import Teacher, Teachers
 
 NUM_TEACHERS: Final = (0, 1, 2, 4)
@@ -30,17 +30,17 @@ def bench_distillation(rounds: int = 20) -> list[Row]:
 
 def _compare(shape: Shape, rounds: int) -> list[Row]:
     prepared = prepared_run(shape, rounds)
-    modules = {count: _module(prepared, count) for count in NUM_TEACHERS}
+    computers = {count: _computer(prepared, count) for count in NUM_TEACHERS}
     times: dict[int, list[float]] = {count: [] for count in NUM_TEACHERS}
     batch = collate(prepared.trial_set, range(shape.batch))
     for step in range(WARM_UP_STEPS + rounds):
-        for count, module in modules.items():
+        for count, computer in computers.items():
             part = StepPart(step, 0, tuple(range(len(batch))), batch)
             start = time.perf_counter()
-            module.enter_step()
-            module.forward_part(part).backward()  # type: ignore[no-untyped-call]
+            computer.begin()
+            computer.add(part).loss.backward()  # type: ignore[no-untyped-call]
             times[count].append(time.perf_counter() - start)
-            module.zero_grad()
+            computer.model.zero_grad()
     kept = {count: seconds[WARM_UP_STEPS:] for count, seconds in times.items()}
     return [
         Row(
@@ -53,7 +53,7 @@ def _compare(shape: Shape, rounds: int) -> list[Row]:
     ]
 
 
-def _module(prepared: Prepared, count: int) -> DecoderTraining:
+def _computer(prepared: Prepared, count: int) -> StepComputer:
     """What trains a student with `count` teachers; a model of its own."""
     config, trial_set = prepared.config, prepared.trial_set
     teachers = [_teacher(prepared, k) for k in range(count)]
@@ -65,7 +65,9 @@ def _module(prepared: Prepared, count: int) -> DecoderTraining:
         curriculum=replace(prepared.curriculum, distillation=asked.share),
         teachers=Teachers(teachers, asked, trial_set, PHONEMES.blank) if count else None,
     )
-    return RunLoop(student, Path()).module.train()
+    computer = RunLoop(student, Path()).computer
+    computer.model.train()
+    return computer
 
 
 def _teacher(prepared: Prepared, number: int) -> Teacher:

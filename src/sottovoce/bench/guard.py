@@ -11,13 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from sottovoce.bench.rows import Row
 from sottovoce.bench.train_step import SHAPES, WARM_UP_STEPS, Bare, Shape, TimedLoop, prepared_run
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.watcher import RunWatch
+from sottovoce.training.guard import Verdict
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.run import build_trainer, fit
 from sottovoce.training.watch import StepView
@@ -52,14 +52,14 @@ class _Loop(TimedLoop):
         watch = _Timed(prepared)
         super().__init__(prepared, run_dir, {"bare": Bare(prepared.config, prepared.trial_set)}, watch)
         self.spent = watch.spent
-        guard = self.module.on_before_optimizer_step
+        self._guard = self.computer.guard.inspect
+        self.computer.guard.inspect = self._timed  # type: ignore[method-assign]
 
-        def timed(optimizer: torch.optim.Optimizer) -> None:
-            start = time.perf_counter()
-            guard(optimizer)
-            self.spent.append(time.perf_counter() - start)
-
-        self.module.on_before_optimizer_step = timed  # type: ignore[method-assign]
+    def _timed(self, *arguments: Any, **named: Any) -> Verdict:
+        start = time.perf_counter()
+        verdict = self._guard(*arguments, **named)
+        self.spent.append(time.perf_counter() - start)
+        return verdict
 
 
 class _Timed(RunWatch):
@@ -71,7 +71,7 @@ class _Timed(RunWatch):
 
     def after_step(self, view: StepView) -> Iterable[Finding]:
         start = time.perf_counter()
-        for part in view.module.parts:
+        for part in view.record.parts:
             part.batch.signal.clone()
         findings = super().after_step(view)
         self.spent[-1] += time.perf_counter() - start

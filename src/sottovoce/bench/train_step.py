@@ -36,11 +36,11 @@ from sottovoce.models.compose import DecoderModel, build_model
 from sottovoce.models.gru import GRUEncoder
 from sottovoce.training.composition import compose_config
 from sottovoce.training.config import RunConfig
-from sottovoce.training.guard import Verdict
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.optimizer import build_optimizer
 from sottovoce.training.preparation import Prepared, curriculum_of
 from sottovoce.training.run import build_trainer, fit
+from sottovoce.training.step import StepRecord
 from sottovoce.training.watch import Watch
 
 WARM_UP_STEPS = 3
@@ -152,12 +152,12 @@ class TimedLoop(RunLoop):
         self.times: dict[str, list[float]] = {name: [] for name in ("ours", *others)}
         self.began = 0.0
 
-    def begin(self) -> None:
-        super().begin()
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        super().begin(optimizer)
         self.began = time.perf_counter()
 
-    def after_step(self, verdict: Verdict, metrics: dict[str, float]) -> None:
-        super().after_step(verdict, metrics)
+    def after_step(self, record: StepRecord) -> None:
+        super().after_step(record)
         self.times["ours"].append(time.perf_counter() - self.began)
         for name, contestant in self.others.items():
             start = time.perf_counter()

@@ -48,7 +48,7 @@ def plain(instance: Any) -> Any:
         return {f.name: plain(getattr(instance, f.name)) for f in dataclasses.fields(instance)}
     if isinstance(instance, tuple):
         return [plain(item) for item in instance]
-    return instance
+    return dict(instance) if isinstance(instance, dict) else instance
 
 
 def defaults(cls: type[Any]) -> dict[str, Any]:
@@ -69,6 +69,8 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
 def check_key(cls: type[Any], key: str) -> None:
     """Accept `key` (dotted, e.g. `training.optimizer.lr`) if the dataclass tree has it.
 
+    The keys of a mapping are for the dataclass that holds it to check.
+
     Raises:
         ConfigurationError: it has not; the message gives the nearest valid name.
     """
@@ -79,6 +81,8 @@ def check_key(cls: type[Any], key: str) -> None:
             section = entry
             passed.append(part)
             continue
+        if typing.get_origin(section) is dict:
+            return  # the section that holds this mapping knows its keys
         if not dataclasses.is_dataclass(section):
             raise ConfigurationError(f"unknown configuration key {key}: {'.'.join(passed)} is a value, not a section")
         hints = typing.get_type_hints(section)
@@ -129,6 +133,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ConfigurationError(f"{path}={value!r}: a list is expected, e.g. {path}=[a,b]")
         item = typing.get_args(inner)[0]
         return tuple(_convert(item, entry, f"{path}.{i}") for i, entry in enumerate(value))
+    if typing.get_origin(inner) is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigurationError(f"{path}={value!r}: this is a section with keys of its own, not a value")
+        kind = typing.get_args(inner)[1]
+        return {str(key): _convert(kind, entry, _join(path, str(key))) for key, entry in value.items()}
     return _scalar(inner, value, path)
 
 

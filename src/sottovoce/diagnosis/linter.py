@@ -16,6 +16,7 @@ from sottovoce.diagnosis.linter_step import effective_step
 from sottovoce.diagnosis.linter_unread import without_effect
 from sottovoce.models.ssm_parts import NEVER_DECAYED
 from sottovoce.training import optimizer as optimizer_module
+from sottovoce.training.branches import TRANSDUCER
 from sottovoce.training.config import RunConfig
 from sottovoce.training.preparation import Prepared
 
@@ -113,7 +114,7 @@ def _never_happens(config: RunConfig, prepared: Prepared | None, steps: int | No
             "warning",
             fix=f"training.log_every_steps={max(1, steps // 20)}",
         )
-    lengths = [stage.steps for stage in training.stages if stage.loss_weights.rnnt]
+    lengths = [stage.steps for stage in training.stages if stage.weight_of(TRANSDUCER.name)]
     known = prepared.curriculum.transducer_steps if prepared is not None else sum(length or 0 for length in lengths)
     if 0 < known <= training.rnnt_warmup_batches:
         yield linted(

@@ -9,6 +9,7 @@ from typing import Any
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import linted
 from sottovoce.evaluation.config import EvaluationConfig
+from sottovoce.training.branches import CTC, DENOISING, SPEAKING_MODE, TRANSDUCER
 from sottovoce.training.config import RunConfig, TrainingConfig
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.teachers import DistillationConfig
@@ -19,9 +20,9 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
     training, model, augmentation = config.training, config.model, config.augmentation
     plain, evaluation = TrainingConfig(steps=1), EvaluationConfig()
     distillation = training.distillation
-    transducer = any(stage.loss_weights.rnnt for stage in training.stages)
-    denoises = any(stage.loss_weights.denoise for stage in training.stages)
-    modes = any(stage.loss_weights.mode for stage in training.stages)
+    transducer = any(stage.weight_of(TRANSDUCER.name) for stage in training.stages)
+    denoises = any(stage.weight_of(DENOISING.name) for stage in training.stages)
+    modes = any(stage.weight_of(SPEAKING_MODE.name) for stage in training.stages)
     decodes_transducer = config.evaluation.decoder == "transducer"
     conditions = {
         "training.optimizer.session_lr": (
@@ -108,7 +109,7 @@ def _of_teachers(config: RunConfig) -> dict[str, tuple[bool, str]]:
             "no run is named as a teacher",
         ),
         "training.distillation.weight": (
-            bool(distillation.share) and bool(stages) and not any(s.loss_weights.ctc for s in stages),
+            bool(distillation.share) and bool(stages) and not any(s.weight_of(CTC.name) for s in stages),
             "no stage gives CTC a weight",
         ),
         "training.distillation.out_of_fold": (

@@ -16,8 +16,8 @@ from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, write_caps
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.monitor import RunMonitor
 from sottovoce.training.guard import Verdict
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared
+from sottovoce.training.step import StepComputer
 from sottovoce.training.watch import NoWatch, StepView, Watch
 
 
@@ -31,11 +31,11 @@ class CapsuleWriter(NoWatch):
         self._run_dir = Path()
         self._bfloat16 = False
 
-    def begin(self, run_dir: Path, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
+    def begin(self, run_dir: Path, computer: StepComputer, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
         """See which capsules a run that continues has."""
         self._run_dir = run_dir
-        self._bfloat16 = module.trainer.precision == "bf16-mixed"
-        self.kept = module.broadcast(capsules_of(run_dir) if module.global_rank == 0 else {})
+        self._bfloat16 = computer.bfloat16
+        self.kept = computer.processes.broadcast(capsules_of(run_dir) if computer.processes.rank == 0 else {})
         return ()
 
     def after_step(self, view: StepView) -> Iterable[Finding]:
@@ -58,7 +58,7 @@ class CapsuleWriter(NoWatch):
         if not spare or view.verdict.cause in counts:
             return False
         del self.kept[max(spare)]
-        if view.module.global_rank == 0:
+        if view.computer.processes.rank == 0:
             shutil.rmtree(self._run_dir / FOLDER / str(max(spare)))
         return True
 
@@ -73,14 +73,14 @@ class RunWatch:
         self.capsules = CapsuleWriter(prepared.config.training.guard.num_capsules)
         self.watches: tuple[Watch, ...] = (self.capsules, RunMonitor(prepared), *others)
 
-    def begin(self, run_dir: Path, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
+    def begin(self, run_dir: Path, computer: StepComputer, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
         """The preflight's findings, then those of every watch."""
-        return (*self._preflight, *(f for watch in self.watches for f in watch.begin(run_dir, module, optimizer)))
+        return (*self._preflight, *(f for watch in self.watches for f in watch.begin(run_dir, computer, optimizer)))
 
-    def before_update(self, module: DecoderTraining, verdict: Verdict) -> None:
+    def before_update(self, computer: StepComputer, verdict: Verdict) -> None:
         """Hand on."""
         for watch in self.watches:
-            watch.before_update(module, verdict)
+            watch.before_update(computer, verdict)
 
     def after_step(self, view: StepView) -> Iterable[Finding]:
         """Of every watch."""

@@ -14,6 +14,7 @@ from sottovoce.core.errors import ConfigurationError
 from sottovoce.training.gradients import HALVES
 from sottovoce.training.guard import GradientGuard, owned_by
 from sottovoce.training.processes import true_anywhere
+from sottovoce.training.trainer_processes import TrainerProcesses
 from sottovoce.training.verdict import GuardConfig, Verdict
 
 LOGGER = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class GuardCallback(lightning.Callback):
         owned = owned_by(optimizer, dict(pl_module.named_parameters()))
 
         def agree(here: Sequence[bool]) -> list[bool]:
-            return true_anywhere(trainer, here, pl_module.device)
+            return true_anywhere(TrainerProcesses(trainer), here, pl_module.device)
 
         self.verdict = self.guard.inspect(owned, losses, agree, model=pl_module, scaler=self._scaler(trainer))
         if self.verdict.skipped:

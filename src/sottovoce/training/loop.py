@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from sottovoce.core.checkpoints import (
     load_optimizer_tensors,
@@ -27,12 +26,13 @@ from sottovoce.core.errors import CheckpointError, SottovoceError, TrainingAbort
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
+from sottovoce.training.branches import DENOISING
 from sottovoce.training.environment import peak_memory_mib
 from sottovoce.training.guard import Verdict
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.notices import notices
 from sottovoce.training.preparation import Prepared, steps_per_epoch
-from sottovoce.training.recorder import RunRecorder, WindowMeans
+from sottovoce.training.processes import pair_of_main
+from sottovoce.training.recorder import Recorder, RunRecorder, WindowMeans
 from sottovoce.training.stage_changes import (
     announce_flow_bridge,
     announce_stage,
@@ -41,7 +41,8 @@ from sottovoce.training.stage_changes import (
     measure_flow_bridge,
     refresh_modes,
 )
-from sottovoce.training.state import module_state, restore_state
+from sottovoce.training.state import restore_state, step_state
+from sottovoce.training.step import StepComputer, StepRecord
 from sottovoce.training.tracking import Tracker
 from sottovoce.training.validation import Validation, ranked
 from sottovoce.training.watch import NoWatch, StepView, Watch
@@ -72,7 +73,7 @@ class RunLoop:
             prepared.trial_set, prepared.val_indices, text_decoder, self.config.evaluation.batch_size
         )
         self.curriculum = prepared.curriculum
-        self.module = DecoderTraining(
+        self.computer = StepComputer(
             self.config,
             prepared.model,
             prepared.pipeline,
@@ -80,16 +81,16 @@ class RunLoop:
             self.curriculum,
             prepared.modes,
             prepared.teachers,
-            self.begin,
-            lambda verdict: self.watch.before_update(self.module, verdict),
-            self.after_step,
         )
         self._train_indices = prepared.train_indices
         self._steps_per_epoch = steps_per_epoch(prepared.config, len(prepared.train_indices))
         self.window = WindowMeans()
         self.skipped_trials = prepared.skipped
         self._prepared = prepared
-        self._recorder: RunRecorder | None = None
+        self.recorder: Recorder | None = None
+        """Of the main process, from `begin` on."""
+        self.optimizer: torch.optim.Optimizer
+        """From `begin` on."""
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
         self._previous_handlers: dict[int, Any] = {}
@@ -103,136 +104,154 @@ class RunLoop:
         """Take the state of the last checkpoint; the optimiser's follows once it exists."""
         folder = self.last_checkpoint
         _, state = read_state(folder)
-        load_weights(self.module.model, folder)
+        load_weights(self.computer.model, folder)
         self._optimizer_state = read_tensors(folder, "optimizer")
         try:
-            self.window = restore_state(state, self.module)
+            self.window = restore_state(state, self.computer)
             self.watch.restore(state["watch"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} holds a state that this version does not know ({error})") from error
         self._resumed = True
 
-    def begin(self) -> None:
-        """Before the first step of this process."""
-        self.run_dir = self.module.broadcast(self.run_dir)  # the main process has made it
-        load_optimizer_tensors(self._optimizer, self._optimizer_state, self.module.named)
-        self._optimizer_state = {}
+    @property
+    def is_over(self) -> bool:
+        """No further step shall be taken: the last one is done, or somebody has asked the run to stop."""
+        return self.stopped_by_user or self.curriculum.finished(self.computer.progress.position)
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step of this process; `optimizer` gets the moments of the last checkpoint."""
+        self.run_dir = self.computer.processes.broadcast(self.run_dir)  # the main process has made it
+        self.put_back_moments(optimizer)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous_handlers[number] = signal.signal(number, self._request_stop)
-        if self.module.global_rank == 0:
+        if self.computer.processes.rank == 0:
             self._open_records()
-        self._tell(self.watch.begin(self.run_dir, self.module, self._optimizer))
-        self.module.guard.keep(self.module.named, self._optimizer, self.module.model)
+        self._tell(self.watch.begin(self.run_dir, self.computer, optimizer))
+        self.computer.guard.keep(self.computer.named, optimizer, self.computer.model)
+
+    def put_back_moments(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the run's optimiser, and give it the moments that `restore` has found."""
+        self.optimizer = optimizer
+        load_optimizer_tensors(optimizer, self._optimizer_state, self.computer.named)
+        self._optimizer_state = {}
 
     def _open_records(self) -> None:
         """The main process's records, and what the person who started the run should know."""
-        step = self.module.progress.step
+        step = self.computer.progress.step
         wandb = self.config.wandb
         tracker = Tracker(wandb, self.run_dir, plain(self.config), self._steps_per_epoch) if wandb.enabled else None
-        self._recorder = RunRecorder(self.run_dir, self.curriculum.total_steps, step, tracker)
+        self.recorder = RunRecorder(self.run_dir, self.curriculum.total_steps, step, tracker)
         if self._resumed:
-            self._recorder.event(step, "resumed")
+            self.recorder.event(step, "resumed")
         else:
             for fault in self.skipped_trials:
-                self._recorder.event(0, "trial_skipped", **fault.as_dict())
+                self.recorder.event(0, "trial_skipped", **fault.as_dict())
             if self.skipped_trials:
                 codes = Counter(fault.fault for fault in self.skipped_trials)
                 reasons = ", ".join(f"{count} × {code}" for code, count in codes.items())
-                self._recorder.say(f"left out {len(self.skipped_trials)} trials ({reasons}); see events.jsonl")
+                self.recorder.say(f"left out {len(self.skipped_trials)} trials ({reasons}); see events.jsonl")
         for notice in notices(self._prepared):
-            self._recorder.say(notice)
-        count = sum(p.numel() for p in self.module.named.values())
-        self._recorder.say(f"{self.run_dir}: {count:,} parameters, step {step} of {self.curriculum.total_steps}")
+            self.recorder.say(notice)
+        count = sum(p.numel() for p in self.computer.named.values())
+        self.recorder.say(f"{self.run_dir}: {count:,} parameters, step {step} of {self.curriculum.total_steps}")
         if not self._resumed:
-            announce_teachers(self.module, self._recorder)
-            announce_stage(self.module, self._recorder)
+            announce_teachers(self.computer, self.recorder)
+            announce_stage(self.computer, self.recorder)
 
-    def after_step(self, verdict: Verdict, metrics: dict[str, float]) -> None:
+    def before_update(self, record: StepRecord) -> None:
+        """The guard has decided and the weights have not moved yet."""
+        assert record.verdict is not None
+        self.watch.before_update(self.computer, record.verdict)
+
+    def after_step(self, record: StepRecord) -> None:
         """Log, validate and save as the configuration says."""
-        training, step = self.config.training, self.module.progress.step
-        self.stopped_by_user = self.module.anywhere(self.stopped_by_user)  # all processes stop at the same step
+        training, step, verdict = self.config.training, self.computer.progress.step, record.verdict
+        assert verdict is not None
+        (self.stopped_by_user,) = self.computer.agreed([self.stopped_by_user])  # all processes stop at the same step
         if verdict.skipped:
             self._bad_step(step, verdict)
         else:
-            self.window.add(metrics)
-        view = StepView(step, verdict, metrics, self.module.losses, self.module, self._optimizer, self._stage_name)
-        self._tell(self.watch.after_step(view))
+            self.window.add(record.metrics)
+        self._tell(self.watch.after_step(self._view(step, verdict)))
         if step % training.log_every_steps == 0 and self.window.counts:
-            means = self.window.take() | {"train/peak_memory_mib": peak_memory_mib(self.module.device)}
-            if self._recorder is not None:
-                self._recorder.metrics(step, "train", means)
-                self._recorder.show(step, {name: means[name] for name in ("train/loss", "train/gradient_norm")})
-        progress = self.module.progress
+            means = self.window.take() | {"train/peak_memory_mib": peak_memory_mib(self.computer.device)}
+            if self.recorder is not None:
+                self.recorder.metrics(step, "train", means)
+                self.recorder.show(step, {name: means[name] for name in ("train/loss", "train/gradient_norm")})
+        progress = self.computer.progress
         stage = self.curriculum.stage(progress.position)
         stage_is_over = step - progress.position.first_step == stage.steps
         if step % training.validate_every_steps == 0 or stage_is_over:
             self._validate()
-            refresh_modes(self.module, self.validation, self._train_indices, self._recorder)
+            refresh_modes(self.computer, self.validation, self._train_indices, self.recorder)
         out_of_patience = stage.config.patience is not None and progress.position.waited >= stage.config.patience
         if stage_is_over or out_of_patience:
             self._end_stage("all its steps are done" if stage_is_over else "no better for a while")
         finished = self.curriculum.finished(progress.position)
         if not finished:
-            announce_unfrozen(self.module, stage, self._recorder)
+            announce_unfrozen(self.computer, stage, self.recorder)
         if step % training.checkpoint_every_steps == 0 or stage_is_over or out_of_patience or self.stopped_by_user:
-            self._save("last")
-        if finished and self._recorder is not None and self.module.guard.skipped:
-            causes = ", ".join(f"{count} × {cause}" for cause, count in self.module.guard.skipped.items())
-            self._recorder.say(f"skipped steps: {causes}, of {step}; see events.jsonl")
+            self.save("last")
+        if finished and self.recorder is not None and self.computer.guard.skipped:
+            causes = ", ".join(f"{count} × {cause}" for cause, count in self.computer.guard.skipped.items())
+            self.recorder.say(f"skipped steps: {causes}, of {step}; see events.jsonl")
         if finished:
             self._tell(self.watch.finished(step))
             self._event("run_finished")
-        if self.stopped_by_user or finished:
-            self.module.trainer.should_stop = True
+
+    def _view(self, step: int, verdict: Verdict) -> StepView:
+        """The step as the watch sees it."""
+        computer = self.computer
+        return StepView(step, verdict, computer.current, computer, self.optimizer, self._stage_name)
 
     def _end_stage(self, reason: str) -> None:
-        progress = self.module.progress
+        progress = self.computer.progress
         stage = self.curriculum.stage(progress.position)
-        if stage.config.loss_weights.denoise:
+        if stage.config.weight_of(DENOISING.name):
             self._try_flow_bridge()
         self._event("stage_finished", stage=stage.name, reason=reason, best=progress.best, best_step=progress.best_step)
         progress.position = progress.position.next_stage(progress.step)
         if not self.curriculum.finished(progress.position):
-            announce_stage(self.module, self._recorder)
+            announce_stage(self.computer, self.recorder)
 
     def _try_flow_bridge(self) -> None:
         """Keep the flow bridge in use only if the validation trials come out better over it than ever before."""
-        progress = self.module.progress
+        progress = self.computer.progress
         if progress.best is None:
             return  # nothing was validated
         without, metric = progress.best[0], self._selection_metric
-        values, now = measure_flow_bridge(self.module, self.validation, self._ranked_if_main, without)
-        if self.module.model.use_flow_bridge:
+        values, now = measure_flow_bridge(self.computer, self.validation, self._ranked_if_main, without)
+        if self.computer.model.use_flow_bridge:
             progress.best, progress.best_step = list(now), progress.step
-            self._save("best", values)
-        announce_flow_bridge(self.module, metric, values, now[0], without, self._recorder)
+            self.save("best", values)
+        announce_flow_bridge(self.computer, metric, values, now[0], without, self.recorder)
 
     def aborted(self, reason: TrainingAborted) -> None:
         """The guard gave up: keep the last good weights and say why."""
-        verdict, guard, module = self.module.guard.last_skip, self.module.guard, self.module
+        guard = self.computer.guard
+        verdict = guard.last_skip
         assert verdict is not None
-        step = module.progress.step + 1  # the one that was not finished
+        step = self.computer.progress.step + 1  # the one that was not finished
         self._bad_step(step, verdict)
-        if module.activity is not None:  # otherwise no step had begun that anybody could look at
-            view = StepView(step, verdict, {}, module.losses, module, self._optimizer, self._stage_name)
-            self._tell(self.watch.after_step(view))
+        if self.computer.record is not None:  # otherwise no step had begun that anybody could look at
+            self._tell(self.watch.after_step(self._view(step, verdict)))
         if verdict.action == "skip" or guard.can_roll_back:
-            self._save("last")
+            self.save("last")
         self._event("run_aborted", code="too_many_bad_steps", message=str(reason))
 
     def _bad_step(self, step: int, verdict: Verdict) -> None:
         event = "rolled_back" if verdict.action == "roll_back" else "step_skipped"
-        if self._recorder is not None:
-            self._recorder.event(step, event, code=verdict.cause, evidence=verdict.evidence)
+        if self.recorder is not None:
+            self.recorder.event(step, event, code=verdict.cause, evidence=verdict.evidence)
 
     def _tell(self, findings: Iterable[Finding]) -> None:
         """Record what the watch has found, and say it."""
         for finding in findings:
-            if self._recorder is not None:
+            if self.recorder is not None:
                 details = finding.as_dict()
                 code, step = details.pop("code"), details.pop("step")
-                self._recorder.event(self.module.progress.step if step is None else step, code, **details)
-                self._recorder.say(str(finding))
+                self.recorder.event(self.computer.progress.step if step is None else step, code, **details)
+                self.recorder.say(str(finding))
 
     def __enter__(self) -> Self:
         """Around the training of this process."""
@@ -252,21 +271,17 @@ class RunLoop:
         """After the last step, or when the run ends early."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        if self._recorder is not None:
-            self._recorder.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
     @property
     def _stage_name(self) -> str:
         """Of the stage that the last step belonged to, until it is ended."""
-        return self.curriculum.stage(self.module.progress.position).name
-
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return cast(LightningOptimizer, self.module.optimizers()).optimizer
+        return self.curriculum.stage(self.computer.progress.position).name
 
     def _event(self, event: str, **details: Any) -> None:
-        if self._recorder is not None:
-            self._recorder.event(self.module.progress.step, event, **details)
+        if self.recorder is not None:
+            self.recorder.event(self.computer.progress.step, event, **details)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by_user:
@@ -275,57 +290,58 @@ class RunLoop:
 
     @property
     def _selection_metric(self) -> str:
-        stage = self.curriculum.stage(self.module.progress.position)
+        stage = self.curriculum.stage(self.computer.progress.position)
         return f"val/{stage.config.metric or self.config.training.selection_metric}"
 
     def _validate(self) -> None:
         if not self.validation.indices:
             return
-        values = self.validation.values(self.module)  # only the main process gets any
-        progress = self.module.progress
-        if self._recorder is not None:
+        values = self.validation.values(self.computer)  # only the main process gets any
+        progress = self.computer.progress
+        if self.recorder is not None:
             self._record_validation(values)
             self._tell(self.watch.validated(progress.step, values))
-        now = self.module.from_main(self._ranked_if_main(values))
-        best_by = f"{self._selection_metric} {self.validation.decoder_now(self.module)}"
+        now = pair_of_main(self.computer.processes, self._ranked_if_main(values), self.computer.device)
+        best_by = f"{self._selection_metric} {self.validation.decoder_now(self.computer)}"
         if progress.best_by != best_by:
             progress.best = None
             progress.position = replace(progress.position, best=None, waited=0)
         progress.position = progress.position.validated(now, not self.curriculum.holds_back(progress.position))
         if progress.best is None or now < tuple(progress.best):
             progress.best, progress.best_step, progress.best_by = list(now), progress.step, best_by
-            self._save("best", values)
+            self.save("best", values)
 
     def _record_validation(self, values: dict[str, float]) -> None:
-        assert self._recorder is not None
-        progress = self.module.progress
-        self._recorder.metrics(progress.step, "val", values)
+        assert self.recorder is not None
+        progress = self.computer.progress
+        self.recorder.metrics(progress.step, "val", values)
         named = (f"{name.removeprefix('val/')} {value:.3g}" for name, value in values.items())
-        self._recorder.say(f"step {progress.step}: validation  {'  '.join(named)}")
+        self.recorder.say(f"step {progress.step}: validation  {'  '.join(named)}")
 
     def _ranked_if_main(self, values: dict[str, float]) -> tuple[float, float]:
         """`ranked` in the main process; the others get no values."""
-        return ranked(values, self._selection_metric) if self._recorder is not None else (0.0, 0.0)
+        return ranked(values, self._selection_metric) if self.recorder is not None else (0.0, 0.0)
 
-    def _save(self, name: str, values: dict[str, float] | None = None) -> None:
-        guard, module = self.module.guard, self.module
-        if name == "last" and (lost := guard.keep(module.named, self._optimizer, module.model)):
-            self._bad_step(module.progress.step, lost)
-        if self._recorder is None:
+    def save(self, name: str, values: dict[str, float] | None = None) -> None:
+        """Write the checkpoint `name` (main process); `last` is also the copy that the guard rolls back to."""
+        computer, optimizer = self.computer, self.optimizer
+        if name == "last" and (lost := computer.guard.keep(computer.named, optimizer, computer.model)):
+            self._bad_step(computer.progress.step, lost)
+        if self.recorder is None:
             return
-        parts, state = self.checkpoint(self._optimizer if name == "last" else None, values)
-        write_checkpoint(self.run_dir / "checkpoints" / name, self.module.progress.step, parts, state)
+        parts, state = self.checkpoint(optimizer if name == "last" else None, values)
+        write_checkpoint(self.run_dir / "checkpoints" / name, self.computer.progress.step, parts, state)
         self._event("checkpoint_saved", checkpoint=name)
 
     def checkpoint(
         self, optimizer: torch.optim.Optimizer | None, values: dict[str, float] | None = None
     ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """Tensors by part and the other state of a checkpoint; without `optimizer` one to evaluate only."""
-        module = self.module
-        parts = {"model": module.model.state_dict()}
+        computer = self.computer
+        parts = {"model": computer.model.state_dict()}
         if optimizer is not None:
-            parts["optimizer"] = optimizer_tensors(optimizer, {p: n for n, p in module.named.items()})
-        state = module_state(module) | {
+            parts["optimizer"] = optimizer_tensors(optimizer, {p: n for n, p in computer.named.items()})
+        state = step_state(computer) | {
             "watch": self.watch.state(),
             "window": asdict(self.window),
             "validation": values,

@@ -8,6 +8,7 @@ from torch import nn
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.models.compose import DecoderModel
+from sottovoce.training.branches import BRANCHES
 from sottovoce.training.optimizer import SESSION_MODULE
 from sottovoce.training.stages import Activity
 
@@ -34,7 +35,7 @@ def check_owners(parameters: Mapping[str, nn.Parameter], activity: Activity) -> 
     for name, parameter in parameters.items():
         component = DecoderModel.component_of(name)
         learns, reached = component in activity.rates, parameter.grad is not None
-        recognises = "ctc" in activity.weights or "rnnt" in activity.weights
+        recognises = any(BRANCHES[loss].is_likelihood for loss in activity.weights)
         if learns and name.startswith("mode_conditioner") and not recognises:
             continue  # only a recogniser's loss reaches what modulates its encoder
         if learns != reached and not name.startswith(SESSION_MODULE):

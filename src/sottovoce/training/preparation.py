@@ -24,6 +24,7 @@ from sottovoce.evaluation.vocabulary import Vocabulary, find_vocabulary
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, build_model
 from sottovoce.models.patching import PatchConfig
+from sottovoce.training.branches import SPEAKING_MODE
 from sottovoce.training.config import RunConfig
 from sottovoce.training.mode_targets import ModeTargets, find_mode_targets
 from sottovoce.training.stages import Curriculum, planned
@@ -112,7 +113,7 @@ def prepare(
         raise NoUsableTrials(config.data.data_root, skipped)
     vocabulary = find_vocabulary(config.data, table, (trial_set.trials[i] for i in train_indices))
     curriculum = curriculum_of(config, model, len(train_indices))
-    learns_modes = any(stage.config.loss_weights.mode for stage in curriculum.stages)
+    learns_modes = any(stage.config.weight_of(SPEAKING_MODE.name) for stage in curriculum.stages)
     return Prepared(
         config=config,
         trial_set=trial_set,

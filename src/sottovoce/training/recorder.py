@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -55,6 +55,30 @@ class WindowMeans:
         means = {name: value / self.counts[name] for name, value in self.sums.items()}
         self.sums, self.counts = {}, {}
         return means
+
+
+class Recorder(Protocol):
+    """Takes down what happens in a run."""
+
+    def metrics(self, step: int, split: Split, values: dict[str, float]) -> None:
+        """Values of one step."""
+        ...
+
+    def event(self, step: int, event: str, **details: Any) -> None:
+        """Something happened."""
+        ...
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """How far the run is."""
+        ...
+
+    def say(self, line: str) -> None:
+        """A line for the person who watches."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
 
 
 class RunRecorder:

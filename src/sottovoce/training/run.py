@@ -20,12 +20,11 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader
 
 from sottovoce.core.checkpoints import has_checkpoint, read_tensors
 from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
-from sottovoce.data.collation import StepPart, StepParts, step_loader
+from sottovoce.data.collation import StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
 from sottovoce.evaluation.heard import Heard, write_heard
 from sottovoce.evaluation.left_out import read_left_out, write_left_out
@@ -81,7 +80,7 @@ def start(prepared: Prepared, watch: Watch | None = None) -> Path:
     except TrainingAborted:
         raise
     except SottovoceError:
-        if is_main_process() and loop.module.progress.step == 0 and not has_checkpoint(loop.last_checkpoint):
+        if is_main_process() and loop.computer.progress.step == 0 and not has_checkpoint(loop.last_checkpoint):
             shutil.rmtree(run_dir)  # it holds nothing, and is not what the corrected command will continue
         raise
     return run_dir
@@ -177,21 +176,23 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
     Raises:
         TrainingAborted: the guard gave up, or somebody asked the run to stop; the last checkpoint is good.
     """
-    module = loop.module
-    if prepared.curriculum.finished(module.progress.position):
+    progress = loop.computer.progress
+    if prepared.curriculum.finished(progress.position):
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # asked for with data.num_workers
         with loop:
             try:
-                trainer.fit(module, train_dataloaders=_loader(prepared, module, trainer))
+                parts = step_parts(prepared, progress.step, trainer.global_rank, trainer.world_size)
+                loader = step_loader(parts, prepared.config.data.num_workers, pin_memory=torch.cuda.is_available())
+                trainer.fit(DecoderTraining(loop.computer, loop), train_dataloaders=loader)
             except TrainingAborted as error:
                 loop.aborted(error)
                 error.run_dir = loop.run_dir
                 raise
     if loop.stopped_by_user:
-        where = f"stopped at step {module.progress.step}"
+        where = f"stopped at step {progress.step}"
         raise TrainingAborted(f"{where}; continue with: sottovoce train resume={loop.run_dir}")
 
 
@@ -211,19 +212,17 @@ def batch_plan(prepared: Prepared, world_size: int = 1) -> BatchPlan:
     )
 
 
-def _loader(prepared: Prepared, module: DecoderTraining, trainer: lightning.Trainer) -> DataLoader[StepPart]:
-    config, training = prepared.config, prepared.config.training
-    plan = batch_plan(prepared, trainer.world_size)
-    parts = StepParts(
+def step_parts(prepared: Prepared, first_step: int, rank: int = 0, world_size: int = 1) -> StepParts:
+    """What one of `world_size` processes reads from `first_step` on."""
+    return StepParts(
         prepared.trial_set,
-        plan,
-        module.progress.step,
+        batch_plan(prepared, world_size),
+        first_step,
         prepared.curriculum.total_steps,
-        training.gradient_accumulation_steps,
-        trainer.global_rank,
-        trainer.world_size,
+        prepared.config.training.gradient_accumulation_steps,
+        rank,
+        world_size,
     )
-    return step_loader(parts, config.data.num_workers, pin_memory=torch.cuda.is_available())
 
 
 def build_trainer(config: RunConfig) -> lightning.Trainer:

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sottovoce.training.module import DecoderTraining
+from sottovoce.training.branches import SPEAKING_MODE
 from sottovoce.training.ownership import num_trainable
-from sottovoce.training.recorder import RunRecorder
+from sottovoce.training.processes import pair_of_main
+from sottovoce.training.recorder import Recorder
 from sottovoce.training.stages import Stage
+from sottovoce.training.step import StepComputer
 from sottovoce.training.validation import Validation
 
 
-def announce_stage(module: DecoderTraining, recorder: RunRecorder | None) -> None:
+def announce_stage(computer: StepComputer, recorder: Recorder | None) -> None:
     """Say what the stage that begins now is about; a run of one stage needs no such words."""
     if recorder is None:
         return
-    position, step = module.progress.position, module.progress.step
-    stage, activity = module.curriculum.stage(position), module.curriculum.activity(position)
-    trainable = num_trainable(module.named, activity)
-    weights = module.curriculum.weights(stage)
+    position, step = computer.progress.position, computer.progress.step
+    stage, activity = computer.curriculum.stage(position), computer.curriculum.activity(position)
+    trainable = num_trainable(computer.named, activity)
+    weights = computer.curriculum.weights(stage)
     recorder.event(
         step,
         "stage_started",
@@ -31,7 +33,7 @@ def announce_stage(module: DecoderTraining, recorder: RunRecorder | None) -> Non
         components=sorted(activity.rates),
         trainable_parameters=trainable,
     )
-    if len(module.curriculum.stages) > 1:
+    if len(computer.curriculum.stages) > 1:
         terms = " + ".join(f"{weight:g}·{name}" for name, weight in weights.items())
         recorder.say(
             f"step {step}: stage {stage.name}, up to {stage.steps} steps, loss {terms}, "
@@ -39,53 +41,51 @@ def announce_stage(module: DecoderTraining, recorder: RunRecorder | None) -> Non
         )
 
 
-def announce_teachers(module: DecoderTraining, recorder: RunRecorder) -> None:
+def announce_teachers(computer: StepComputer, recorder: Recorder) -> None:
     """Record who teaches this run, and how well they decode."""
-    if module.teachers is not None:
-        names, rates = zip(*((t.name, t.per) for t in module.teachers.teachers), strict=True)
+    if computer.teachers is not None:
+        names, rates = zip(*((t.name, t.per) for t in computer.teachers.teachers), strict=True)
         recorder.event(0, "taught_by", teachers=names, per=rates)
 
 
-def announce_unfrozen(module: DecoderTraining, stage: Stage, recorder: RunRecorder | None) -> None:
+def announce_unfrozen(computer: StepComputer, stage: Stage, recorder: Recorder | None) -> None:
     """Of the components of `stage`, the one the last step belonged to, name those that the next step releases."""
-    before, after = module.activity, module.curriculum.activity(module.progress.position)
-    assert before is not None
+    before, after = computer.now, computer.curriculum.activity(computer.progress.position)
     released = (after.rates.keys() - before.rates.keys()) & set(stage.config.components)
     if not released or recorder is None:
         return
-    counts = [num_trainable(module.named, activity) for activity in (before, after)]
+    counts = [num_trainable(computer.named, activity) for activity in (before, after)]
     recorder.event(
-        module.progress.step,
+        computer.progress.step,
         "unfrozen",
         components=sorted(released),
         trainable_parameters=counts[1],
         trainable_before=counts[0],
     )
     recorder.say(
-        f"step {module.progress.step}: {', '.join(released)} released, "
+        f"step {computer.progress.step}: {', '.join(released)} released, "
         f"{counts[0]:,} → {counts[1]:,} trainable parameters"
     )
 
 
 def refresh_modes(
-    module: DecoderTraining, validation: Validation, train_indices: Sequence[int], recorder: RunRecorder | None
+    computer: StepComputer, validation: Validation, train_indices: Sequence[int], recorder: Recorder | None
 ) -> None:
     """In a stage that learns the speaking mode without labels: estimate them anew."""
-    modes = module.modes
-    learning = module.activity is not None and "mode" in module.activity.weights
-    if not learning or modes is None or not modes.estimated:
+    modes = computer.modes
+    if SPEAKING_MODE.name not in computer.now.weights or modes is None or not modes.estimated:
         return
     before = modes.modes
-    modes.refresh(validation.embeddings(module, train_indices))
+    modes.refresh(validation.embeddings(computer, train_indices))
     if recorder is None:
         return
     kept, confidence = modes.modes.agreement(before), modes.modes.confidence
-    recorder.event(module.progress.step, "modes_refreshed", confidence=confidence, kept=kept)
-    recorder.metrics(module.progress.step, "train", {"train/mode_confidence": confidence})
+    recorder.event(computer.progress.step, "modes_refreshed", confidence=confidence, kept=kept)
+    recorder.metrics(computer.progress.step, "train", {"train/mode_confidence": confidence})
 
 
 def measure_flow_bridge(
-    module: DecoderTraining,
+    computer: StepComputer,
     validation: Validation,
     ranked: Callable[[dict[str, float]], tuple[float, float]],
     without: float,
@@ -94,25 +94,25 @@ def measure_flow_bridge(
 
     Gives the validation's values (in the main process) and what `ranked` makes of them: smaller is better.
     """
-    module.model.use_flow_bridge = True
-    values = validation.values(module)
-    now = module.from_main(ranked(values))
-    module.model.use_flow_bridge = now[0] < without
+    computer.model.use_flow_bridge = True
+    values = validation.values(computer)
+    now = pair_of_main(computer.processes, ranked(values), computer.device)
+    computer.model.use_flow_bridge = now[0] < without
     return values, now
 
 
 def announce_flow_bridge(
-    module: DecoderTraining,
+    computer: StepComputer,
     metric: str,
     values: dict[str, float],
     now: float,
     without: float,
-    recorder: RunRecorder | None,
+    recorder: Recorder | None,
 ) -> None:
     """Say whether the bridge is used, and why."""
     if recorder is None:
         return
-    step, used = module.progress.step, module.model.use_flow_bridge
+    step, used = computer.progress.step, computer.model.use_flow_bridge
     recorder.metrics(step, "val", {f"{metric}_with_flow_bridge": values[metric]})
     compared = {"metric": metric, "with_bridge": abs(now), "without": abs(without)}
     recorder.event(step, "flow_bridge_measured", used=used, **compared)

@@ -9,53 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
 
+from sottovoce.core.configuration import nearest
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.evaluation.scoring import METRICS
 from sottovoce.models.compose import COMPONENTS
-
-DECODER_OF: Final = {
-    "ctc": "ctc_decoder",
-    "distillation": "ctc_decoder",
-    "rnnt": "rnnt_decoder",
-    "mode": "mode_head",
-    "denoise": "flow_bridge",
-}
-"""The component that each loss belongs to: the one is on exactly when the other is."""
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """How much each loss counts, after its normalisation; 0: not computed."""
-
-    ctc: float = 1.0
-    """Where teachers are asked (`training.distillation`), what labels and teachers share."""
-    rnnt: float = 0.0
-    """The transducer's loss."""
-    mode: float = 0.0
-    """Speaking mode: cross-entropy and the contrastive term."""
-    denoise: float = 0.0
-    """Flow matching of the flow bridge."""
-
-    def of(self, loss: str) -> float:
-        """The weight that the loss of this name, one of `DECODER_OF`, comes under."""
-        return float(getattr(self, "ctc" if loss == "distillation" else loss))
-
-
-@dataclass(frozen=True)
-class LearningRateFactors:
-    """Factor on the learning rate of each component, on top of the schedule."""
-
-    preprocessor: float = 1.0
-    """Session adapters included."""
-    encoder: float = 1.0
-    ctc_decoder: float = 1.0
-    rnnt_decoder: float = 1.0
-    mode_head: float = 1.0
-    """What turns the mode into a modulation of the encoder included."""
-    flow_bridge: float = 1.0
+from sottovoce.training.branches import BRANCHES
 
 
 @dataclass(frozen=True)
@@ -70,8 +30,13 @@ class StageConfig:
     """Length in optimiser steps."""
     components: tuple[str, ...] = COMPONENTS
     """Which parts of the model learn; the others are frozen."""
-    loss_weights: LossWeights = field(default_factory=LossWeights)
-    learning_rate: LearningRateFactors = field(default_factory=LearningRateFactors)
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    """How much each loss counts, after its normalisation, by name (`ctc`, `rnnt`, `mode`, `denoise`); 0: not computed.
+    Absent: 1 for CTC, 0 for the others. Where teachers are asked (`training.distillation`), labels and teachers share
+    CTC's."""
+    learning_rate: dict[str, float] = field(default_factory=dict)
+    """Factor on the learning rate of each component, on top of the schedule; absent: 1. `preprocessor` has the session
+    adapters, `mode_head` what turns the mode into a modulation of the encoder too."""
     patience: int | None = None
     """End the stage early after this many validations of it without a better metric."""
     metric: str | None = None
@@ -82,6 +47,20 @@ class StageConfig:
     def canonical_name(self) -> str:
         """The name without the `_train` that the source's configuration appends."""
         return self.name.removesuffix("_train") or self.name
+
+    def weight_of(self, loss: str) -> float:
+        """The weight that the loss of this name, one of `BRANCHES`, comes under."""
+        owner = BRANCHES[BRANCHES[loss].weight_of or loss]
+        return self.loss_weights.get(owner.name, owner.default_weight)
+
+    def rate_of(self, component: str) -> float:
+        """Factor on the learning rate of one of its components."""
+        return self.learning_rate.get(component, 1.0)
+
+    @property
+    def waits(self) -> bool:
+        """It weighs a loss that is held back at first."""
+        return any(branch.held_back and self.weight_of(name) > 0 for name, branch in BRANCHES.items())
 
     def __post_init__(self) -> None:
         where = f"training.stages ({self.name})"
@@ -96,17 +75,17 @@ class StageConfig:
         for component in self.components:
             if component not in COMPONENTS:
                 raise ConfigurationError(f"{where}: no component {component!r}; choose of {', '.join(COMPONENTS)}")
-        for section in (self.loss_weights, self.learning_rate):
-            for entry in fields(section):
-                if not 0 <= getattr(section, entry.name) < math.inf:
-                    raise ConfigurationError(
-                        f"{where}: {entry.name}={getattr(section, entry.name)} must be finite and must not be negative"
-                    )
+        of_their_own = [name for name, branch in BRANCHES.items() if not branch.weight_of]
+        for section, known in (("loss_weights", of_their_own), ("learning_rate", COMPONENTS)):
+            for name, value in getattr(self, section).items():
+                if name not in known:
+                    raise ConfigurationError(f"{where}: unknown {section}.{name}{nearest(name, known, section)}")
+                if not 0 <= value < math.inf:
+                    raise ConfigurationError(f"{where}: {name}={value} must be finite and must not be negative")
         if len(set(self.components)) < len(self.components):
             raise ConfigurationError(f"{where}: components names one of {', '.join(self.components)} twice")
         self._refuse_contradictions(where)
-        for component in COMPONENTS:
-            factor = getattr(self.learning_rate, component)
+        for component, factor in self.learning_rate.items():
             if factor != 1 and component not in self.components:
                 raise ConfigurationError(
                     f"{where}: learning_rate.{component}={factor:g} has no effect, {component} is not one of its "
@@ -114,19 +93,20 @@ class StageConfig:
                 )
 
     def _refuse_contradictions(self, where: str) -> None:
-        moving = [c for c in self.components if getattr(self.learning_rate, c) > 0]
+        moving = [c for c in self.components if self.rate_of(c) > 0]
         if not moving:
             raise ConfigurationError(f"{where} trains nothing: no component has a learning rate above 0")
-        if not any(self.loss_weights.of(loss) for loss in DECODER_OF):
+        if not any(self.weight_of(loss) for loss in BRANCHES):
             raise ConfigurationError(f"{where}: all loss weights are 0; nothing can be learnt")
-        for loss, component in DECODER_OF.items():
-            weight = self.loss_weights.of(loss)
+        for loss, branch in BRANCHES.items():
+            weight, component = self.weight_of(loss), branch.component
             if weight and component not in moving:
                 raise ConfigurationError(
                     f"{where}: loss_weights.{loss}={weight:g}, but {component} is frozen, so its random weights would "
                     f"send gradient into the encoder; add {component} to components or set the weight to 0"
                 )
-            if not weight and component in self.components:
+            reached = any(self.weight_of(name) for name, other in BRANCHES.items() if other.component == component)
+            if not reached and component in self.components:
                 raise ConfigurationError(
                     f"{where}: {component} shall learn, but loss_weights.{loss} is 0, so nothing would reach it; "
                     f"take it out of components or give the loss a weight"
@@ -162,7 +142,7 @@ class StagePosition:
 
     def after_update(self, stage: Stage) -> StagePosition:
         """The position after a step that moved the weights."""
-        return replace(self, rnnt_steps=self.rnnt_steps + (stage.config.loss_weights.rnnt > 0))
+        return replace(self, rnnt_steps=self.rnnt_steps + stage.config.waits)
 
     def next_stage(self, step: int) -> StagePosition:
         """The position at the start of the following stage, which begins at `step`."""
@@ -231,20 +211,23 @@ def activity(
     weight rises linearly over `ramp_steps`. Of CTC's weight the share `distillation` goes to the teachers.
 
     >>> joint = StageConfig("joint", epochs=1, components=("encoder", "ctc_decoder", "rnnt_decoder"),
-    ...                     loss_weights=LossWeights(ctc=0.3, rnnt=1.0))
+    ...                     loss_weights={"ctc": 0.3, "rnnt": 1.0})
     >>> [activity(joint, n, 100, 100).weights for n in (99, 100, 149, 500)]
     [{'ctc': 0.3}, {'ctc': 0.3, 'rnnt': 0.01}, {'ctc': 0.3, 'rnnt': 0.5}, {'ctc': 0.3, 'rnnt': 1.0}]
     """
-    weights = {name: stage.loss_weights.of(name) for name in DECODER_OF}
-    weights["ctc"] *= 1 - distillation
-    weights["distillation"] *= distillation
-    rates = {name: getattr(stage.learning_rate, name) for name in stage.components}
-    if weights["rnnt"]:
+    weights, rates = {}, {name: stage.rate_of(name) for name in stage.components}
+    for name, branch in BRANCHES.items():
+        weights[name] = stage.weight_of(name)
+        if branch.weight_of:
+            weights[branch.weight_of] *= 1 - distillation
+            weights[name] *= distillation
+        if not branch.held_back or not weights[name]:
+            continue
         if rnnt_steps < warmup_steps:
-            weights["rnnt"] = 0.0
-            rates.pop("rnnt_decoder", None)
+            weights[name] = 0.0
+            rates.pop(branch.component, None)
         elif ramp_steps:
-            weights["rnnt"] *= min(1.0, (rnnt_steps - warmup_steps + 1) / ramp_steps)
+            weights[name] *= min(1.0, (rnnt_steps - warmup_steps + 1) / ramp_steps)
     return Activity({n: w for n, w in weights.items() if w}, {n: rate for n, rate in rates.items() if rate})
 
 
@@ -266,7 +249,7 @@ class Curriculum:
     @property
     def transducer_steps(self) -> int:
         """Steps of stages that give the transducer a weight, those in which it is held back included."""
-        return sum(stage.steps for stage in self.stages if stage.config.loss_weights.rnnt)
+        return sum(stage.steps for stage in self.stages if stage.config.waits)
 
     def stage(self, position: StagePosition) -> Stage:
         """The stage that a run is in."""
@@ -278,7 +261,7 @@ class Curriculum:
 
     def holds_back(self, position: StagePosition) -> bool:
         """True while the stage's transducer is still switched off."""
-        return self.stage(position).config.loss_weights.rnnt > 0 and position.rnnt_steps < self.rnnt_warmup_steps
+        return self.stage(position).config.waits and position.rnnt_steps < self.rnnt_warmup_steps
 
     def activity(self, position: StagePosition) -> Activity:
         """What the next step does."""

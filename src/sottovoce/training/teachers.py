@@ -67,7 +67,7 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherTargets:
     """What the teachers say of one batch."""
 
     log_q_BSV: torch.Tensor
@@ -119,7 +119,7 @@ class Teachers:
             for trial in trial_set.trials
         }
 
-    def lesson(self, batch: Batch, positions: Sequence[int]) -> Lesson:
+    def targets(self, batch: Batch, positions: Sequence[int]) -> TeacherTargets:
         """What they say of a batch of features; `positions` are the trials' places in the step.
 
         Raises:
@@ -134,7 +134,7 @@ class Teachers:
         weights_BS = frame_weights(
             opinion(1.0), frames_B, self._blank, config.blank_threshold, config.blank_frame_weight
         )
-        return Lesson(opinion(config.temperature), weights_BS * weights_KB.sum(0).sign()[:, None])
+        return TeacherTargets(opinion(config.temperature), weights_BS * weights_KB.sum(0).sign()[:, None])
 
     @torch.no_grad()
     def heard_by_each(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from sottovoce.evaluation.scoring import METRICS, Hypothesis, score
 from sottovoce.losses.ctc import ctc_loss
 from sottovoce.metrics import error_counts
 from sottovoce.training.mode_targets import ModeTargets
-from sottovoce.training.module import DecoderTraining
+from sottovoce.training.step import StepComputer
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,23 @@ class Validation:
     text_decoder: TextDecoder
     batch_size: int
 
-    def values(self, module: DecoderTraining) -> dict[str, float]:
+    def values(self, computer: StepComputer) -> dict[str, float]:
         """`val/loss` (nats an utterance) and the error rates that can be computed; empty in other processes.
 
         `val/pairing_gain`: by how many nats a trial's own labels are likelier than another trial's, on average. A
         transducer that is not trained yet does not decode: CTC does until then.
         """
-        trained = module.progress.trained
-        text_decoder = replace(self.text_decoder, decoder=self.decoder_now(module))
+        trained = computer.progress.trained
+        text_decoder = replace(self.text_decoder, decoder=self.decoder_now(computer))
         with_transducer = text_decoder.decoder == "transducer"
-        share = self.indices[module.global_rank :: module.world_size]
-        others, modes = self.other_labels(), module.modes if "mode_head" in trained else None
+        share = self.indices[computer.processes.rank :: computer.processes.count]
+        others, modes = self.other_labels(), computer.modes if "mode_head" in trained else None
         found = [
-            _scored(output, others, text_decoder, module.blank, modes)
-            for output in self.outputs(module, share, with_transducer)
+            _scored(output, others, text_decoder, computer.blank, modes)
+            for output in self.outputs(computer, share, with_transducer)
         ]
-        if module.world_size > 1:
-            found = _gathered(found, module.global_rank, module.world_size)
+        if computer.processes.count > 1:
+            found = _gathered(found, computer.processes.rank, computer.processes.count)
         if not found:
             return {}
         found.sort(key=lambda scored: scored.hypothesis.trial.trial_id)
@@ -89,30 +89,30 @@ class Validation:
         )
         return dict(zip(distinct, [*distinct[1:], *distinct[:1]], strict=True))
 
-    def decoder_now(self, module: DecoderTraining) -> str:
+    def decoder_now(self, computer: StepComputer) -> str:
         """The configured decoder, or `greedy` where that is a transducer which has not learnt anything yet."""
-        waits = self.text_decoder.decoder == "transducer" and "rnnt_decoder" not in module.progress.trained
+        waits = self.text_decoder.decoder == "transducer" and "rnnt_decoder" not in computer.progress.trained
         return "greedy" if waits else self.text_decoder.decoder
 
-    def embeddings(self, module: DecoderTraining, indices: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
+    def embeddings(self, computer: StepComputer, indices: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
         """The frames of each trial as the speaking-mode head pools them [E], by trial id; the same in every process."""
-        outputs = self.outputs(module, indices, with_transducer=False)
+        outputs = self.outputs(computer, indices, with_transducer=False)
         return {output.trial.trial_id: output.mode.pooled_E for output in outputs if output.mode is not None}
 
-    def outputs(self, module: DecoderTraining, indices: Sequence[int], with_transducer: bool) -> Iterator[TrialOutput]:
+    def outputs(self, computer: StepComputer, indices: Sequence[int], with_transducer: bool) -> Iterator[TrialOutput]:
         """What the model makes of these trials as it is now."""
         return run_model(
-            module.model,
-            module.pipeline,
+            computer.model,
+            computer.pipeline,
             self.trial_set,
             indices,
             batch_size=self.batch_size,
-            blank=module.blank,
-            device=module.device,
+            blank=computer.blank,
+            device=computer.device,
             transducer=(
-                TransducerSearch(1, module.config.evaluation.max_symbols_per_frame) if with_transducer else None
+                TransducerSearch(1, computer.config.evaluation.max_symbols_per_frame) if with_transducer else None
             ),
-            autocast=module.trainer.precision_plugin.forward_context,
+            autocast=computer.autocast,
         )
 
 

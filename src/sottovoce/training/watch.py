@@ -11,7 +11,7 @@ import torch
 
 from sottovoce.core.findings import Finding
 from sottovoce.training.guard import Verdict
-from sottovoce.training.module import DecoderTraining
+from sottovoce.training.step import StepComputer, StepRecord
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,10 @@ class StepView:
     step: int
     """Steps done, this one included."""
     verdict: Verdict
-    metrics: Mapping[str, float]
-    """The step's training metrics under their recorded names, summed over all processes."""
-    losses: Mapping[tuple[str, str], float]
-    """Nats by (loss, trial id), of this process."""
-    module: DecoderTraining
+    record: StepRecord
+    """What the step was computed from and what it gave, in this process; of a run that ends before its first step one
+    without any."""
+    computer: StepComputer
     optimizer: torch.optim.Optimizer
     stage: str
     """Name of the stage that the step belonged to."""
@@ -37,11 +36,11 @@ class Watch(Protocol):
     Called in every process; only the main one's findings are recorded.
     """
 
-    def begin(self, run_dir: Path, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
+    def begin(self, run_dir: Path, computer: StepComputer, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
         """Before the first step of this process, once the optimiser exists and `restore` has been called."""
         ...
 
-    def before_update(self, module: DecoderTraining, verdict: Verdict) -> None:
+    def before_update(self, computer: StepComputer, verdict: Verdict) -> None:
         """The guard has looked at the gradients; the weights have not moved yet."""
         ...
 
@@ -69,11 +68,11 @@ class Watch(Protocol):
 class NoWatch:
     """Nobody looks on."""
 
-    def begin(self, run_dir: Path, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
+    def begin(self, run_dir: Path, computer: StepComputer, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
         """Nothing to say."""
         return ()
 
-    def before_update(self, module: DecoderTraining, verdict: Verdict) -> None:
+    def before_update(self, computer: StepComputer, verdict: Verdict) -> None:
         """Nothing to do."""
 
     def after_step(self, view: StepView) -> Iterable[Finding]:

@@ -29,10 +29,10 @@ from sottovoce.core.errors import CheckpointError
 from sottovoce.data.collation import StepPart
 from sottovoce.training.config import RunConfig
 from sottovoce.training.environment import describe_environment
-from sottovoce.training.module import DecoderTraining, Progress
 from sottovoce.training.stages import Curriculum
-from sottovoce.training.state import module_state
-from sottovoce.training.teachers import Lesson
+from sottovoce.training.state import step_state
+from sottovoce.training.step import Progress
+from sottovoce.training.teachers import TeacherTargets
 from sottovoce.training.verdict import Verdict
 from sottovoce.training.watch import StepView
 
@@ -42,7 +42,7 @@ BEFORE: Final = "before"
 LAST_METRICS: Final = 200
 """Lines of `metrics.jsonl` that a capsule keeps: the metrics of the last steps (chosen)."""
 BATCH_TENSORS: Final = ("signal", "lengths_B", "labels_BU", "label_lengths_B", "session_B")
-LESSON_TENSORS: Final = ("log_q_BSV", "weights_BS")
+TEACHER_TENSORS: Final = ("log_q_BSV", "weights_BS")
 Losses = dict[tuple[str, str], float]
 ModeLabels = dict[str, tuple[float, bool]]
 
@@ -57,7 +57,7 @@ class ProcessPart:
     """Nats by (loss, trial id)."""
     modes: ModeLabels
     """Probability of vocalised speech, and whether it is known, by trial id; empty where no mode is learnt."""
-    lessons: tuple[Lesson, ...] = ()
+    teacher_targets: tuple[TeacherTargets, ...] = ()
     """What the teachers said of each part, where there were any."""
 
 
@@ -104,10 +104,10 @@ def write_capsule(run_dir: Path, view: StepView, bfloat16: bool) -> Path:
     Raises:
         CheckpointError: the file system refused; nothing is left of the capsule.
     """
-    folder, module = run_dir / FOLDER / str(view.step), view.module
+    folder, processes = run_dir / FOLDER / str(view.step), view.computer.processes
     try:
-        _write_process(folder / f"process-{module.global_rank}", view)
-        if module.global_rank == 0:
+        _write_process(folder / f"process-{processes.rank}", view)
+        if processes.rank == 0:
             _write_before(folder / BEFORE, run_dir, view, bfloat16)
     except CheckpointError:
         shutil.rmtree(folder, ignore_errors=True)
@@ -116,34 +116,35 @@ def write_capsule(run_dir: Path, view: StepView, bfloat16: bool) -> Path:
 
 
 def _write_process(folder: Path, view: StepView) -> None:
-    module, parts = view.module, []
+    record, parts = view.record, []
     tensors: Tensors = {}
-    for i, part in enumerate(module.parts):
+    for i, part in enumerate(record.parts):
         tensors |= {f"{i}.{name}": getattr(part.batch, name) for name in BATCH_TENSORS}
         where = {"step": part.step, "micro_batch": part.micro_batch, "positions": part.positions}
         parts.append(where | {"trial_ids": part.batch.trial_ids})
-    for i, lesson in enumerate(module.lessons):
-        tensors |= {f"{i}.{name}": getattr(lesson, name) for name in LESSON_TENSORS}
+    for i, targets in enumerate(record.teacher_targets):
+        tensors |= {f"{i}.{name}": getattr(targets, name) for name in TEACHER_TENSORS}
     state = {
         "parts": parts,
-        "losses": [[loss, trial, _written(nats)] for (loss, trial), nats in module.losses.items()],
-        "modes": _mode_labels(module),
+        "losses": [[loss, trial, _written(nats)] for (loss, trial), nats in record.losses.items()],
+        "modes": _mode_labels(view),
     }
     write_checkpoint(folder, view.step, {"batch": tensors}, state)
 
 
-def _mode_labels(module: DecoderTraining) -> dict[str, list[Any]]:
-    if module.modes is None:
+def _mode_labels(view: StepView) -> dict[str, list[Any]]:
+    modes = view.computer.modes
+    if modes is None:
         return {}
-    trials = [trial for part in module.parts for trial in part.batch.trial_ids]
-    vocalised_B, known_B = module.modes.of(trials, torch.device("cpu"))
+    trials = [trial for part in view.record.parts for trial in part.batch.trial_ids]
+    vocalised_B, known_B = modes.of(trials, torch.device("cpu"))
     return {t: [v, k] for t, v, k in zip(trials, vocalised_B.tolist(), known_B.tolist(), strict=True)}
 
 
 def _write_before(folder: Path, run_dir: Path, view: StepView, bfloat16: bool) -> None:
-    module, verdict = view.module, view.verdict
-    names: dict[torch.Tensor, str] = {p: n for n, p in module.named.items()}
-    weights = dict(module.model.state_dict())
+    computer, verdict = view.computer, view.verdict
+    names: dict[torch.Tensor, str] = {p: n for n, p in computer.named.items()}
+    weights = dict(computer.model.state_dict())
     moments = optimizer_tensors(view.optimizer, names)
     if verdict.lost is not None:  # the guard has put others in their place meanwhile
         weights |= verdict.lost.weights
@@ -152,18 +153,18 @@ def _write_before(folder: Path, run_dir: Path, view: StepView, bfloat16: bool) -
     state = {
         "capsule": FORMAT,
         "verdict": _verdict_state(verdict),
-        "config": plain(module.config),
-        "stages": [{"config": plain(stage.config), "steps": stage.steps} for stage in module.curriculum.stages],
-        "module": module_state(module),
-        "step_before": module.parts[0].step if module.parts else view.step - 1,
-        "blank": module.blank,
+        "config": plain(computer.config),
+        "stages": [{"config": plain(stage.config), "steps": stage.steps} for stage in computer.curriculum.stages],
+        "state": step_state(computer),
+        "step_before": view.record.parts[0].step if view.record.parts else view.step - 1,
+        "blank": computer.blank,
         "bfloat16": bfloat16,
-        "device": module.device.type,
-        "environment": describe_environment(module.config.seed),
-        "owned": [name for name, p in module.named.items() if id(p) in owned],
-        "trainable": [name for name, p in module.named.items() if p.requires_grad],
+        "device": computer.device.type,
+        "environment": describe_environment(computer.config.seed),
+        "owned": [name for name, p in computer.named.items() if id(p) in owned],
+        "trainable": [name for name, p in computer.named.items() if p.requires_grad],
         "metrics": _last_lines(run_dir / "metrics.jsonl"),
-        "num_processes": module.world_size,
+        "num_processes": computer.processes.count,
     }
     random = {"cpu": torch.get_rng_state()}
     write_checkpoint(folder, view.step, {"model": weights, "optimizer": moments, "random": random}, state)

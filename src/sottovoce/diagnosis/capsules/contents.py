@@ -12,9 +12,10 @@ import torch
 
 from sottovoce.core.checkpoints import Tensors
 from sottovoce.core.trial import Batch, valid_mask
+from sottovoce.training.branches import BRANCHES
 from sottovoce.training.config import RunConfig
 from sottovoce.training.stages import Curriculum
-from sottovoce.training.teachers import Lesson
+from sottovoce.training.teachers import TeacherTargets
 
 T = TypeVar("T")
 MOST_THREADS: Final = 1024
@@ -81,14 +82,9 @@ def check_curriculum(curriculum: Curriculum, index: int, config: RunConfig) -> N
     """The stages ask for what the model has, and the run stood in one of them."""
     if not index < len(curriculum.stages):
         raise ValueError(f"position.index is {index}, but there are {len(curriculum.stages)} stages")
-    model = config.model
-    has = {
-        "rnnt": model.transducer is not None,
-        "mode": model.speaking_mode is not None,
-        "denoise": model.flow_bridge.enabled,
-    }
+    lacking = [name for name, branch in BRANCHES.items() if not branch.available(config.model)]
     for stage in curriculum.stages:
-        if missing := [loss for loss, there in has.items() if getattr(stage.config.loss_weights, loss) and not there]:
+        if missing := [loss for loss in lacking if stage.config.weight_of(loss)]:
             raise ValueError(f"stage {stage.name} weighs the loss {missing[0]}, which the model has no part for")
 
 
@@ -125,11 +121,11 @@ def check_batch(batch: Batch, positions: Sequence[int], config: RunConfig, blank
         raise ValueError(f"labels_BU holds {wrong[0]}, which is the blank or none of the {num_symbols} symbols")
 
 
-def check_lesson(lesson: Lesson, size: int, config: RunConfig) -> None:
+def check_teacher_targets(targets: TeacherTargets, size: int, config: RunConfig) -> None:
     """What the teachers said fits the batch of `size` trials and the model."""
-    frames = lesson.weights_BS.shape[-1]
-    _shape("log_q_BSV", lesson.log_q_BSV, torch.float32, (size, frames, config.model.num_symbols))
-    _shape("weights_BS", lesson.weights_BS, torch.float32, (size, frames))
+    frames = targets.weights_BS.shape[-1]
+    _shape("log_q_BSV", targets.log_q_BSV, torch.float32, (size, frames, config.model.num_symbols))
+    _shape("weights_BS", targets.weights_BS, torch.float32, (size, frames))
 
 
 def _shape(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:

@@ -154,13 +154,14 @@ def _utterances(capsule: Capsule, whole: Outcome) -> dict[str, Utterance]:
         (part.batch for process in capsule.processes for part in process.parts),
     )
     found = {}
-    for batch, terms in whole.seen:
-        frames_B = terms.encoded.lengths_B.tolist()
+    for computed in whole.parts:
+        batch, encoded = computed.inputs.batch, computed.inputs.encoded
+        frames_B = encoded.lengths_B.tolist()
         for row, trial in enumerate(batch.trial_ids):
             found[trial] = Utterance(
                 trial=trial,
                 frames=frames_B[row],
-                real_frames=terms.encoded.frames_BSE.shape[1],
+                real_frames=encoded.frames_BSE.shape[1],
                 longest_frames=max(frames_B),
                 labels=tuple(batch.labels_BU[row, : int(batch.label_lengths_B[row])].tolist()),
                 label_width=batch.labels_BU.shape[1],

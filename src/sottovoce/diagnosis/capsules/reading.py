@@ -18,17 +18,18 @@ from sottovoce.diagnosis.capsules.capsule import (
     BATCH_TENSORS,
     BEFORE,
     FORMAT,
-    LESSON_TENSORS,
+    TEACHER_TENSORS,
     Capsule,
     ProcessPart,
     is_capsule,
 )
+from sottovoce.training.balance import BALANCED
+from sottovoce.training.branches import BRANCHES, SPEAKING_MODE
 from sottovoce.training.config import RunConfig
-from sottovoce.training.module import Progress
 from sottovoce.training.stages import Curriculum, Stage, StageConfig
 from sottovoce.training.state import progress_from
-from sottovoce.training.teachers import Lesson
-from sottovoce.training.terms import METRIC_NAMES, TOKEN_LOSSES
+from sottovoce.training.step import Progress
+from sottovoce.training.teachers import TeacherTargets
 from sottovoce.training.verdict import Action, Cause, GradientSummary, Verdict
 
 
@@ -42,14 +43,14 @@ def read_capsule(folder: Path) -> Capsule:
     with _damage_told(folder):
         environment = contents.environment(state)
         config = _config(folder, state, environment)
-        module, training = contents.held(state, "module", dict), config.training
+        run_state, training = contents.held(state, "state", dict), config.training
         held, ramp = training.rnnt_warmup_batches, training.rnnt_ramp_steps
         curriculum = Curriculum(_stages(state), held, ramp, training.distillation.share)
-        progress = _progress(state, module)
+        progress = _progress(state, run_state)
         contents.check_curriculum(curriculum, progress.position.index, config)
         blank = contents.whole(state, "blank", 0, (config.model.num_symbols or 1) - 1)
-        balance = contents.numbers(module, "balance")
-        contents.check_names(balance, TOKEN_LOSSES, "balance")
+        balance = contents.numbers(run_state, "balance")
+        contents.check_names(balance, BALANCED, "balance")
         random = read_tensors(folder / BEFORE, "random")
         contents.check_random(random)
         return Capsule(
@@ -64,7 +65,7 @@ def read_capsule(folder: Path) -> Capsule:
             device=contents.chosen(state, "device", ("cpu", "cuda")),
             environment=environment,
             balance=balance,
-            use_flow_bridge=contents.held(module, "use_flow_bridge", bool),
+            use_flow_bridge=contents.held(run_state, "use_flow_bridge", bool),
             owned=contents.texts(state, "owned"),
             trainable=contents.texts(state, "trainable"),
             metrics=contents.texts(state, "metrics"),
@@ -141,8 +142,8 @@ def _stages(state: Mapping[str, Any]) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _progress(state: Mapping[str, Any], module: Mapping[str, Any]) -> Progress:
-    kept = contents.held(module, "progress", dict)
+def _progress(state: Mapping[str, Any], run_state: Mapping[str, Any]) -> Progress:
+    kept = contents.held(run_state, "progress", dict)
     position = contents.held(kept, "position", dict)
     for section, keys in ((kept, ("updates",)), (position, ("index", "first_step", "rnnt_steps", "waited"))):
         for key in keys:
@@ -175,7 +176,9 @@ def _read_processes(
 ) -> tuple[ProcessPart, ...]:
     count = contents.whole(state, "num_processes", 1, contents.MOST_PROCESSES)
     processes = tuple(_read_process(folder / f"process-{rank}", rank, step, config, blank) for rank in range(count))
-    if any(stage.config.loss_weights.mode for stage in curriculum.stages) and not all(p.modes for p in processes):
+    if any(stage.config.weight_of(SPEAKING_MODE.name) for stage in curriculum.stages) and not all(
+        p.modes for p in processes
+    ):
         raise ValueError("modes is empty, but a stage learns the speaking mode")
     return processes
 
@@ -196,15 +199,15 @@ def _read_process(folder: Path, rank: int, step: int, config: RunConfig, blank: 
         contents.check_batch(batch, positions, config, blank)
         numbered = (contents.whole(part, "step"), contents.whole(part, "micro_batch"))
         parts.append(StepPart(*numbered, tuple(positions), batch))
-    lessons = []
+    targets = []
     if config.training.distillation.share:
         for i, part in enumerate(parts):
-            lessons.append(Lesson(**{name: tensors[f"{i}.{name}"] for name in LESSON_TENSORS}))
-            contents.check_lesson(lessons[-1], len(part.batch), config)
+            targets.append(TeacherTargets(**{name: tensors[f"{i}.{name}"] for name in TEACHER_TENSORS}))
+            contents.check_teacher_targets(targets[-1], len(part.batch), config)
     trials = list(dict.fromkeys(trial for part in parts for trial in part.batch.trial_ids))
     losses = {}
     for loss, trial, nats in contents.held(state, "losses", list):
-        contents.check_names([loss], tuple(METRIC_NAMES), "losses")
+        contents.check_names([loss], tuple(BRANCHES), "losses")
         contents.check_names([trial], trials, "losses")
         losses[loss, trial] = contents.number(nats, "losses")
     modes = {}
@@ -212,4 +215,4 @@ def _read_process(folder: Path, rank: int, step: int, config: RunConfig, blank: 
         modes[trial] = (contents.number(vocalised, "modes"), contents.held({"modes": known}, "modes", bool))
     if modes and (missing := [trial for trial in trials if trial not in modes]):
         raise ValueError(f"modes has none of {missing[0]}")
-    return ProcessPart(rank, tuple(parts), losses, modes, tuple(lessons))
+    return ProcessPart(rank, tuple(parts), losses, modes, tuple(targets))

@@ -18,10 +18,11 @@ from sottovoce.diagnosis.capsules.capsule import Capsule, Losses, ModeLabels, Pr
 from sottovoce.features.augmentation import Draws
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, build_model
+from sottovoce.training.balance import GradientBalance
 from sottovoce.training.mode_targets import ModeTargets
-from sottovoce.training.module import DecoderTraining
-from sottovoce.training.teachers import Lesson, Teachers
-from sottovoce.training.terms import Terms
+from sottovoce.training.processes import OneProcess
+from sottovoce.training.step import ComputedPart, StepComputer
+from sottovoce.training.teachers import DistillationConfig, Teachers, TeacherTargets
 from sottovoce.training.verdict import GradientSummary
 
 LARGEST_NORM: Final = math.sqrt(torch.finfo(torch.float32).max)
@@ -36,7 +37,7 @@ class Outcome:
 
     losses: Losses
     gradients: dict[str, GradientSummary]
-    seen: tuple[tuple[Batch, Terms], ...] = field(repr=False, default=())
+    parts: tuple[ComputedPart, ...] = field(repr=False, default=())
     """Features and outputs of each forward pass."""
 
     @property
@@ -77,21 +78,22 @@ class _KeptModes(ModeTargets):
         return torch.tensor(vocalised, device=device), torch.tensor(known, device=device)
 
 
-class _KeptLessons(Teachers):
-    """What the capsule holds of the teachers of its own trials, which need not be there any more."""
+class _KeptTeachers(Teachers):
+    """What the capsule holds of the teachers of its own trials, who need not be there any more."""
 
-    def __init__(self, process: ProcessPart) -> None:
-        self._lessons = [
-            (dict(zip(part.positions, range(len(part.batch)), strict=True)), lesson)
-            for part, lesson in zip(process.parts, process.lessons, strict=True)
+    def __init__(self, process: ProcessPart, config: DistillationConfig) -> None:
+        self.config = config
+        self._targets = [
+            (dict(zip(part.positions, range(len(part.batch)), strict=True)), targets)
+            for part, targets in zip(process.parts, process.teacher_targets, strict=True)
         ]
 
-    def lesson(self, batch: Batch, positions: Sequence[int]) -> Lesson:
+    def targets(self, batch: Batch, positions: Sequence[int]) -> TeacherTargets:
         """What they said of the trials at `positions` of the step, all of one part."""
-        rows, whole = next(entry for entry in self._lessons if entry[0].keys() >= set(positions))
+        rows, whole = next(entry for entry in self._targets if entry[0].keys() >= set(positions))
         index = torch.tensor([rows[position] for position in positions])
         device = batch.signal.device
-        return Lesson(whole.log_q_BSV[index].to(device), whole.weights_BS[index].to(device))
+        return TeacherTargets(whole.log_q_BSV[index].to(device), whole.weights_BS[index].to(device))
 
 
 class _CastPipeline(FeaturePipeline):
@@ -112,46 +114,23 @@ class _CastPipeline(FeaturePipeline):
         return replace(features, signal=features.signal.to(self.dtype))
 
 
-class RecomputedTraining(DecoderTraining):
-    """The training module of one process of the step, outside any trainer."""
-
-    def __init__(self, capsule: Capsule, process: ProcessPart, model: DecoderModel, dtype: torch.dtype) -> None:
-        config = capsule.config
-        pipeline = FeaturePipeline(config.preprocessor, config.augmentation)
-        super().__init__(
-            replace(config, training=replace(config.training, compile=False)),
-            model,
-            pipeline if dtype == torch.float32 else _CastPipeline(pipeline, dtype),
-            capsule.blank,
-            capsule.curriculum,
-            _KeptModes(process.modes) if process.modes else None,
-            _KeptLessons(process) if process.lessons else None,
-            begin=lambda: None,
-            before_update=lambda verdict: None,
-            after_step=lambda verdict, metrics: None,
-        )
-        self._rank, self._num_processes = process.rank, len(capsule.processes)
-        self.progress = replace(capsule.progress)
-        self.balance.norms.update(capsule.balance)
-        self.seen: list[tuple[Batch, Terms]] = []
-
-    @property
-    def world_size(self) -> int:
-        """Processes of the step."""
-        return self._num_processes
-
-    @property
-    def global_rank(self) -> int:
-        """The process that is computed again."""
-        return self._rank
-
-    def _summed(self, here: torch.Tensor) -> torch.Tensor:
-        """This process's share alone: metrics are not looked at here."""
-        return here
-
-    def _note(self, batch: Batch, terms: Terms, share: torch.Tensor) -> None:
-        self.seen.append((batch, terms))
-        super()._note(batch, terms, share)
+def step_again(capsule: Capsule, process: ProcessPart, model: DecoderModel, dtype: torch.dtype) -> StepComputer:
+    """What makes the step of one process once more, without a trainer and without the others."""
+    config = capsule.config
+    pipeline = FeaturePipeline(config.preprocessor, config.augmentation)
+    distillation = config.training.distillation
+    return StepComputer(
+        replace(config, training=replace(config.training, compile=False)),
+        model,
+        pipeline if dtype == torch.float32 else _CastPipeline(pipeline, dtype),
+        capsule.blank,
+        capsule.curriculum,
+        _KeptModes(process.modes) if process.modes else None,
+        _KeptTeachers(process, distillation) if process.teacher_targets else None,
+        OneProcess(process.rank, len(capsule.processes)),
+        progress=replace(capsule.progress),
+        balance=GradientBalance(norms=dict(capsule.balance)),
+    )
 
 
 def device_of(capsule: Capsule) -> torch.device:
@@ -226,28 +205,26 @@ def recompute(
         parameter.requires_grad_(True)
     autocast = (capsule.bfloat16 if bfloat16 is None else bfloat16) and dtype == torch.float32
     losses: Losses = {}
-    seen: list[tuple[Batch, Terms]] = []
+    computed: list[ComputedPart] = []
     with _random_state(capsule):
         for process in capsule.processes:
-            training = RecomputedTraining(capsule, process, model, dtype)
-            training.enter_step()
-            assert training.activity is not None
+            computer = step_again(capsule, process, model, dtype)
+            record = computer.begin()
             if terms is not None:
-                weights = {name: weight for name, weight in training.activity.weights.items() if name in terms}
-                training.activity = replace(training.activity, weights=weights)
+                weights = {name: weight for name, weight in record.activity.weights.items() if name in terms}
+                record.activity = replace(record.activity, weights=weights)
             for i, whole in enumerate(process.parts):
                 part = whole if items is None else _rows(whole, [r for p, j, r in items if (p, j) == (process.rank, i)])
                 if not len(part.batch):
                     continue
                 with watching or contextlib.nullcontext():
                     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                        share = training.forward_part(replace(part, batch=part.batch.to(device)))
-                    if share.requires_grad:
-                        (share / (training.micro_batches * training.world_size)).backward()  # type: ignore[no-untyped-call]
-            losses |= training.losses
-            seen += training.seen
+                        computed.append(computer.add(replace(part, batch=part.batch.to(device))))
+                    if computed[-1].loss.requires_grad:
+                        computed[-1].loss.backward()  # type: ignore[no-untyped-call]
+            losses |= record.losses
     gradients = {n: GradientSummary.of(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-    return Outcome(losses, gradients, tuple(seen))
+    return Outcome(losses, gradients, tuple(computed))
 
 
 def _rows(part: StepPart, rows: Sequence[int]) -> StepPart:

@@ -14,7 +14,7 @@ from sottovoce.diagnosis.capsules.reading import read_processes
 from sottovoce.diagnosis.capsules.signals import Signal, look_at_signals
 from sottovoce.diagnosis.explainer.run_record import RunRecord
 from sottovoce.features.pipeline import FeaturePipeline
-from sottovoce.training.stages import DECODER_OF
+from sottovoce.training.branches import BRANCHES
 
 _TRIAL: Final = re.compile(r"(?:^|, )([^,]+?) \((-?inf|nan)\)")
 MORE: Final = re.compile(r" and (\d+) more$")
@@ -93,5 +93,5 @@ def named_trials(evidence: str) -> tuple[dict[str, str], int]:
     trials = {}
     for name, value in pairs:
         trial, _, term = name.rpartition(" ")
-        trials[trial if term in DECODER_OF else name] = value
+        trials[trial if term in BRANCHES else name] = value
     return trials, len(pairs) + (int(more[1]) if more else 0)

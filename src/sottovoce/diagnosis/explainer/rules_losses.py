@@ -8,7 +8,7 @@ from typing import Final
 
 from sottovoce.diagnosis.explainer.run_record import RunRecord
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
-from sottovoce.training.terms import METRIC_NAMES
+from sottovoce.training.branches import BRANCHES, CTC, TRANSDUCER
 
 ZERO_STEPS: Final = 20
 """A loss that is exactly 0 for more steps was never computed: docs/failures/zero_loss.md."""
@@ -23,7 +23,7 @@ TOTAL_TOLERANCE: Final = 0.02
 
 def zero_terms(record: RunRecord) -> Iterator[Suspicion]:
     """E5, and I1 or A2 where zeros come and go."""
-    for name in (*METRIC_NAMES.values(), "val/loss"):
+    for name in (*(branch.metric for branch in BRANCHES.values()), "val/loss"):
         values = record.metric(name)
         zeros = [step for step, value in values if value == 0.0]
         steps = len(zeros) * (1 if name == "val/loss" else record.log_every)
@@ -65,7 +65,7 @@ def nonfinite_series(record: RunRecord) -> Iterator[Suspicion]:
 
 def terms_fit_together(record: RunRecord) -> Iterator[Suspicion]:
     """E1: the two recognisers' losses at their first sight; and the total against its terms."""
-    ctc, transducer = record.metric(METRIC_NAMES["ctc"]), record.metric(METRIC_NAMES["rnnt"])
+    ctc, transducer = record.metric(CTC.metric), record.metric(TRANSDUCER.metric)
     if ctc and transducer and ctc.values[0] > 0:
         ratio = transducer.values[0] / ctc.values[0]
         if ratio > TERMS_DIFFER or ratio < 1 / TERMS_DIFFER:
@@ -91,7 +91,7 @@ def _total_is_the_sum(record: RunRecord) -> Iterator[Suspicion]:
     weights = record.stages[0].weights
     if list(weights) != ["ctc"]:
         return
-    total, term = record.metric("train/loss"), record.metric(METRIC_NAMES["ctc"])
+    total, term = record.metric("train/loss"), record.metric(CTC.metric)
     ratios = [
         value / (weights["ctc"] * other) for step, value in total if (other := term.at(step)) is not None and other > 0
     ]

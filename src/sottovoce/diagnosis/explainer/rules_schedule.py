@@ -82,7 +82,7 @@ def _expected_rates(record: RunRecord) -> dict[int, float]:
         return {}  # a rolled-back step may or may not have counted
     training, skipped = config.training, {int(e["step"]) for e in record.told("step_skipped")}
     staged = bool(training.stages)
-    factors = {s.canonical_name: s.learning_rate.encoder if "encoder" in s.components else 0.0 for s in training.stages}
+    factors = {s.canonical_name: s.rate_of("encoder") if "encoder" in s.components else 0.0 for s in training.stages}
     stage_of = {step: b.name for b in record.stages for step in range(b.first + 1, b.last + 1)} if staged else {}
     expected: dict[int, float] = {}
     updates, window = 0, []

@@ -9,8 +9,7 @@ from typing import Any, Final
 from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, jump_after, middle, suspect
 from sottovoce.models.compose import DecoderModel
-from sottovoce.training.stages import DECODER_OF
-from sottovoce.training.terms import METRIC_NAMES
+from sottovoce.training.branches import BRANCHES, CTC, TRANSDUCER
 
 STILL: Final = 0.97
 MOVES: Final = 0.8
@@ -24,11 +23,14 @@ def released_part_stands_still(record: RunRecord) -> Iterator[Suspicion]:
     """B1: after a stage change or a release the new part's loss does not move while CTC's does."""
     for event in record.told("unfrozen", "stage_started"):
         step = int(event["step"])
-        for term, component in DECODER_OF.items():
-            if component == "ctc_decoder" or component not in event["components"] or (step == 0 and term != "rnnt"):
+        for branch in BRANCHES.values():
+            component = branch.component
+            if component == CTC.component or component not in event["components"]:
+                continue
+            if step == 0 and not branch.held_back:
                 continue
             last = min((b.first for b in record.stages if b.first > step), default=record.last_step)
-            own, ctc = (record.metric(METRIC_NAMES[name]).between(step, last) for name in (term, "ctc"))
+            own, ctc = (record.metric(name).between(step, last) for name in (branch.metric, CTC.metric))
             if len(own) < 6 or len(ctc) < 6 or own.steps[-1] - own.steps[0] < RELEASED_STEPS:
                 continue
             left, left_of_ctc = _share_left(own), _share_left(ctc)
@@ -55,10 +57,10 @@ def held_back_part_is_computed(record: RunRecord) -> Iterator[Suspicion]:
     if not warmup or not holding:
         return
     until = released[0] if released else min(holding[0].first + warmup, record.last_step)
-    early = record.metric(METRIC_NAMES["rnnt"]).between(holding[0].first, until)
+    early = record.metric(TRANSDUCER.metric).between(holding[0].first, until)
     if early:
         evidence = (
-            f"{METRIC_NAMES['rnnt']} is recorded from step {early.steps[0]} on, although the "
+            f"{TRANSDUCER.metric} is recorded from step {early.steps[0]} on, although the "
             "transducer is frozen until "
             f"step {until}: its random weights send gradient into the encoder."
         )
@@ -90,7 +92,7 @@ def moments_were_lost(record: RunRecord) -> Iterator[Suspicion]:
     if saved and saved.optimizer_steps and always:
         return
     for event in changes:
-        if event["event"] != "resumed" and (jump := jump_after(record.metric(METRIC_NAMES["ctc"]), int(event["step"]))):
+        if event["event"] != "resumed" and (jump := jump_after(record.metric(CTC.metric), int(event["step"]))):
             usual, first, step = jump
             evidence = (
                 f"The CTC loss jumped from {usual:.4g} to {first:.4g} at step {step}, right after {_called(event)}."
@@ -167,14 +169,14 @@ def planned_events_happened(record: RunRecord) -> Iterator[Suspicion]:
     if config is None or not record.stages:
         return
     training = config.training
-    wanted = {stage.canonical_name for stage in training.stages if stage.loss_weights.rnnt}
+    wanted = {stage.canonical_name for stage in training.stages if stage.weight_of(TRANSDUCER.name)}
     stages = [b for b in record.stages if b.name in wanted]
     done = sum(b.last - b.first for b in stages)
     bad = len(record.told("step_skipped", "rolled_back"))
     released = any("rnnt_decoder" in event["components"] for event in record.told("unfrozen"))
     late = done - bad - training.rnnt_warmup_batches
     due = stages[0].first + training.rnnt_warmup_batches if stages else 0
-    runs = bool(record.metric(METRIC_NAMES["rnnt"]).between(due, float("inf")))
+    runs = bool(record.metric(TRANSDUCER.metric).between(due, float("inf")))
     if stages and training.rnnt_warmup_batches and late > record.log_every and not released and not runs:
         evidence = (
             f"The transducer was to be released after {training.rnnt_warmup_batches} steps of its stages; after "

@@ -53,7 +53,7 @@ class Blanks:
         if seen.sample is not None and seen.sample.update_ratio:
             self.sensitivity = seen.sample.sensitivity
             self.movement = max(seen.sample.update_ratio.values())
-        metrics = seen.view.metrics
+        metrics = seen.view.record.metrics
         if seen.skipped or not {"train/blank_fraction", "train/ctc_loss"} <= metrics.keys() or self.plan.floor is None:
             return
         blank = metrics["train/blank_fraction"]

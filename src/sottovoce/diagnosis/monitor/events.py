@@ -9,6 +9,7 @@ from typing import Final
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.training.branches import TRANSDUCER
 
 BATCHES: Final = 200
 """Steps after which the drawn trials are counted (row H10)."""
@@ -46,8 +47,8 @@ class Events:
             self.stage, self.first_step, self.num_validated = seen.view.stage, seen.step - 1, 0
         stage = self.plan.stage(self.stage).config
         warmup = self.plan.curriculum.rnnt_warmup_steps
-        if stage.loss_weights.rnnt:
-            if self.transducer_steps > warmup and "rnnt" not in seen.activity.weights:
+        if stage.weight_of(TRANSDUCER.name):
+            if self.transducer_steps > warmup and TRANSDUCER.name not in seen.activity.weights:
                 yield from self._once(
                     f"The transducer should have joined after {warmup} updates of its stages; after "
                     f"{self.transducer_steps} of them it is still switched off at step {seen.step}.",
@@ -55,7 +56,7 @@ class Events:
                 )
             self.transducer_steps += not seen.skipped
         every = self.plan.config.training.validate_every_steps
-        validates = self.plan.num_val_labels and seen.view.module.global_rank == 0
+        validates = self.plan.num_val_labels and seen.view.computer.processes.rank == 0
         if validates and seen.step - max(self.last_validation, self.first_step) > every:
             yield from self._once(
                 f"Validation was planned every {every} steps; the last one up to step {seen.step} was at "
@@ -119,7 +120,7 @@ class Draws:
         """After every step."""
         if self.judged:
             return
-        for part in seen.view.module.parts:
+        for part in seen.view.record.parts:
             lengths = part.batch.lengths_B.tolist()
             for trial_id, length in zip(part.batch.trial_ids, lengths, strict=True):
                 trial = self.plan.trials.get(trial_id)

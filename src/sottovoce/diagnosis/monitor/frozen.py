@@ -10,9 +10,9 @@ import torch
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
 from sottovoce.models.compose import DecoderModel
-from sottovoce.training.module import DecoderTraining
+from sottovoce.training.branches import BRANCHES
 from sottovoce.training.optimizer import SESSION_MODULE
-from sottovoce.training.stages import DECODER_OF
+from sottovoce.training.step import StepComputer
 
 
 @dataclass
@@ -27,10 +27,10 @@ class Frozen:
     runs: dict[str, int] = field(default_factory=dict)
     """Forward passes in training of each decoder's modules in the step in progress."""
 
-    def watch_decoders(self, module: DecoderTraining) -> None:
+    def watch_decoders(self, computer: StepComputer) -> None:
         """Count the forward passes of the decoders that can be switched off."""
-        for loss, name in (("rnnt", "transducer"), ("denoise", "flow_bridge")):
-            decoder = getattr(module.model, name)
+        for loss, branch in computer.branches.items():
+            decoder = branch.own_part(computer.model)
             for child in decoder.modules() if decoder is not None else ():
                 if not list(child.children()):
                     child.register_forward_pre_hook(self._count(loss))
@@ -59,8 +59,8 @@ class Frozen:
 
     def _runs(self, seen: Seen, runs: dict[str, int]) -> str:
         rates, weights = seen.activity.rates, seen.activity.weights
-        computed = {name for name, _ in seen.view.losses}
-        for loss, component in DECODER_OF.items():
+        computed = {name for name, _ in seen.view.record.losses}
+        for loss, component in ((name, branch.component) for name, branch in BRANCHES.items()):
             if component in rates:
                 continue
             if loss in weights or loss in computed:
@@ -70,7 +70,7 @@ class Frozen:
         return ""
 
     def _moves(self, seen: Seen) -> str:
-        model = seen.view.module.model
+        model = seen.view.computer.model
         entries = [*model.named_parameters(), *model.named_buffers()]
         frozen = {name: t for name, t in entries if _is_frozen(name, seen) and t.is_floating_point()}
         if not frozen:

@@ -13,10 +13,11 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.lengths import ctc_frames_needed
 from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.features.augmentation import Draws
 from sottovoce.models.compose import Encoded
-from sottovoce.training import terms as terms_module
-from sottovoce.training.module import DecoderTraining
-from sottovoce.training.terms import TOKEN_LOSSES
+from sottovoce.training.balance import BALANCED
+from sottovoce.training.branches import BRANCHES, TRANSDUCER, PartInputs
+from sottovoce.training.step import StepComputer
 
 ZERO_STEPS: Final = 20
 """Steps in a row with a loss of exactly 0 (row E5)."""
@@ -44,7 +45,7 @@ class Losses:
     def look(self, seen: Seen) -> Iterator[Finding]:
         """After every step."""
         by_term: dict[str, dict[str, float]] = {}
-        for (name, trial), nats in seen.view.losses.items():
+        for (name, trial), nats in seen.view.record.losses.items():
             by_term.setdefault(name, {})[trial] = nats
         yield from self._missing(seen, by_term)
         for name, losses in by_term.items():
@@ -52,7 +53,7 @@ class Losses:
 
     def _missing(self, seen: Seen, by_term: dict[str, dict[str, float]]) -> Iterator[Finding]:
         training = self.plan.config.training
-        parts = seen.view.module.parts
+        parts = seen.view.record.parts
         drawn = {trial for part in parts for trial in part.batch.trial_ids}
         planned = training.batch_size * training.gradient_accumulation_steps
         present = sum(len(part.batch.trial_ids) for part in parts)
@@ -84,11 +85,11 @@ class Losses:
 
     def _learnt(self, name: str, losses: dict[str, float]) -> bool:
         """A loss that can be 0 by merit is none: labels are there to be missed."""
-        return name not in TOKEN_LOSSES or any(self._labels(trial) for trial in losses)
+        return not BRANCHES[name].is_likelihood or any(self._labels(trial) for trial in losses)
 
     def _single_zeros(self, seen: Seen, name: str, zero: list[str]) -> Iterator[Finding]:
         with_labels = [trial for trial in zero if self._labels(trial)]
-        if name not in TOKEN_LOSSES or not with_labels:
+        if not BRANCHES[name].is_likelihood or not with_labels:
             return
         tight = [trial for trial in with_labels if self._needs(trial) > self.plan.frames_of.get(trial, 0)]
         first = (tight or with_labels)[0]
@@ -97,11 +98,11 @@ class Losses:
             f"The loss {name} of {first} is exactly 0 at step {seen.step}, beside others that are not; it has {labels} "
             f"labels in {frames} frames and needs {self._needs(first)}."
         )
-        if tight or name == "rnnt":
+        if tight or name == TRANSDUCER.name:
             if "zero_infinity" not in self.told:
                 self.told.append("zero_infinity")
                 yield monitored("zero_infinity", evidence, seen.step)
-        elif all(len(part.batch) > 1 for part in seen.view.module.parts):
+        elif all(len(part.batch) > 1 for part in seen.view.record.parts):
             yield from self._swallowed(seen, evidence, 0.8)
 
     def _one_number(self, seen: Seen, name: str, values: list[float]) -> Iterator[Finding]:
@@ -148,13 +149,13 @@ class Balance:
             self.stage = " ".join(sorted(seen.activity.weights))
             self.dominated.forget()
         if (
-            not all(name in seen.activity.weights for name in TOKEN_LOSSES)
+            not all(name in seen.activity.weights for name in BALANCED)
             or seen.step % self.every
             or seen.skipped
             or self.told
         ):
             return
-        norms = encoder_gradients(seen.view.module)
+        norms = encoder_gradients(seen.view.computer)
         total = sum(norms.values())
         if not total or not math.isfinite(total):
             return
@@ -172,31 +173,33 @@ class Balance:
             )
 
 
-def encoder_gradients(module: DecoderTraining) -> dict[str, float]:
+def encoder_gradients(computer: StepComputer) -> dict[str, float]:
     """Norm of the gradient that the CTC and the transducer loss, weighted, send into the encoder's frames.
 
     For the step's last micro-batch, without dropout; changes nothing and draws nothing.
     """
-    assert module.activity is not None
-    weights = {str(name): module.activity.weights[name] for name in TOKEN_LOSSES if name in module.activity.weights}
-    batch = module.parts[-1].batch
-    was_training = module.model.training
-    module.model.eval()
+    record, config = computer.current, computer.config
+    weights = {name: record.activity.weights[name] for name in BALANCED if name in record.activity.weights}
+    part = record.parts[-1]
+    was_training = computer.model.training
+    computer.model.eval()
     try:
-        batch = module.pipeline.evaluate(replace(batch, signal=batch.signal.clone()))
+        batch = computer.pipeline.evaluate(replace(part.batch, signal=part.batch.signal.clone()))
         with torch.no_grad():
-            encoded = module.model.encode(batch.signal, batch.lengths_B, batch.session_B, False)
+            encoded = computer.model.encode(batch.signal, batch.lengths_B, batch.session_B, False)
         with torch.enable_grad():
             frames_BSE = encoded.frames_BSE.detach().requires_grad_()
+            draws = Draws(config.seed, part.step, part.positions, batch.signal.device)
             detached = Encoded(frames_BSE, encoded.lengths_B)
-            computed = terms_module.compute_terms(module.model, batch, detached, weights, module.blank, None)
-            shares = {name: module.share(name, nats_B, batch, computed) for name, nats_B in computed.nats.items()}
+            inputs = PartInputs(computer.model, batch, detached, computer.blank, part.positions, draws)
             norms = {}
-            for name, share in shares.items():
+            for name, weight in weights.items():
+                branch = computer.branches[name]
+                share = computer.share(name, branch.nats(inputs, computer.settings_of(branch)), inputs)
                 (gradient,) = torch.autograd.grad(share, frames_BSE, retain_graph=True)
-                norms[name] = weights[name] * float(gradient.float().norm())
+                norms[name] = weight * float(gradient.float().norm())
     finally:
-        module.model.train(was_training)
-    if module.config.training.loss_scaling == "gradient_norm" and "rnnt" in norms:
-        norms["rnnt"] *= module.balance.transducer_factor
+        computer.model.train(was_training)
+    if config.training.loss_scaling == "gradient_norm" and TRANSDUCER.name in norms:
+        norms[TRANSDUCER.name] *= computer.balance.transducer_factor
     return norms

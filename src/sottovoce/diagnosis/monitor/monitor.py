@@ -27,9 +27,10 @@ from sottovoce.diagnosis.monitor.reach import Reach
 from sottovoce.diagnosis.monitor.sample import Sampler
 from sottovoce.diagnosis.monitor.updates import Norms, Updates
 from sottovoce.diagnosis.monitor.validation import Validations
+from sottovoce.training.branches import CTC
 from sottovoce.training.guard import Verdict
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared
+from sottovoce.training.step import StepComputer
 from sottovoce.training.watch import StepView
 
 FEWEST_VALIDATION_TRIALS: Final = 10
@@ -47,7 +48,7 @@ class RunMonitor:
         self.ownership, self.moments, self.frozen = Ownership(self.plan), Moments(self.plan), Frozen(self.plan)
         self.events, self.draws, self.validations = Events(self.plan), Draws(self.plan), Validations(self.plan)
         self._sampler = Sampler(self.plan.sample_every)
-        self._module: DecoderTraining | None = None
+        self._computer: StepComputer | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._run_dir = Path()
         self._updates = 0
@@ -69,44 +70,42 @@ class RunMonitor:
             "draws": self.draws,
         }
 
-    def begin(self, run_dir: Path, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> Iterator[Finding]:
+    def begin(self, run_dir: Path, computer: StepComputer, optimizer: torch.optim.Optimizer) -> Iterator[Finding]:
         """Before the first step of this process: owners, and what a resumed run must have again."""
-        self._run_dir, self._module, self._optimizer = run_dir, module, optimizer
-        self._updates = module.progress.updates
-        self.frozen.watch_decoders(module)
-        step = module.progress.step
-        yield from self.ownership.at_begin(module, optimizer, step)
+        self._run_dir, self._computer, self._optimizer = run_dir, computer, optimizer
+        self._updates = computer.progress.updates
+        self.frozen.watch_decoders(computer)
+        step = computer.progress.step
+        yield from self.ownership.at_begin(computer, optimizer, step)
         if self._restored:
-            yield from self.moments.at_begin(module, optimizer, step)
+            yield from self.moments.at_begin(computer, optimizer, step)
 
-    def before_update(self, module: DecoderTraining, verdict: Verdict) -> None:
+    def before_update(self, computer: StepComputer, verdict: Verdict) -> None:
         """Sample the weights that are about to move."""
         assert self._optimizer is not None
-        self._sampler.before_update(module, self._optimizer)
+        self._sampler.before_update(computer, self._optimizer)
 
     def after_step(self, view: StepView) -> Iterator[Finding]:
         """Every detector looks at the step."""
-        activity = view.module.activity
-        assert activity is not None
         rates = _rates(view)
-        sample = self._sampler.after_update(view.step, view.module, view.optimizer, rates)
-        seen = Seen(view, activity, self._updates, sample)
-        self._optimizer, self._updates = view.optimizer, view.module.progress.updates
+        sample = self._sampler.after_update(view.step, view.computer, view.optimizer, rates)
+        seen = Seen(view, view.record.activity, self._updates, sample)
+        self._optimizer, self._updates = view.optimizer, view.computer.progress.updates
         for detector in self._detectors.values():
             yield from detector.look(seen)
 
     def validated(self, step: int, values: Mapping[str, float]) -> Iterator[Finding]:
         """After every validation."""
-        assert self._module is not None
-        position = self._module.progress.position
+        assert self._computer is not None
+        position = self._computer.progress.position
         self.events.validated(step, self.plan.curriculum.holds_back(position))
         yield from self.validations.validated(step, values)
 
     def finished(self, step: int) -> Iterator[Finding]:
         """After the last step."""
-        assert self._module is not None
-        yield from self.validations.chosen(self._module)
-        yield from self.events.finished(step, self._run_dir, self._module.global_rank == 0)
+        assert self._computer is not None
+        yield from self.validations.chosen(self._computer)
+        yield from self.events.finished(step, self._run_dir, self._computer.processes.rank == 0)
         yield from self.draws.judge(step)
 
     def state(self) -> dict[str, Any]:
@@ -128,15 +127,14 @@ def _rates(view: StepView) -> dict[str, float]:
     rates: dict[str, float] = {}
     for group in view.optimizer.param_groups:
         component = group.get("component")
-        learning = view.module.activity.rates if view.module.activity is not None else {}
-        for name in [component] if component else learning:
+        for name in [component] if component else view.record.activity.rates:
             rates[name] = max(rates.get(name, 0.0), group["lr"])
     return rates
 
 
 def input_blind_floor_of(prepared: Prepared, indices: Sequence[int]) -> float | None:
     """F of these trials of the run, in nats an utterance; None where no stage has a CTC loss or no trial a target."""
-    if not any(stage.config.loss_weights.ctc for stage in prepared.curriculum.stages):
+    if not any(stage.config.weight_of(CTC.name) for stage in prepared.curriculum.stages):
         return None
     trials = [prepared.trial_set.trials[i] for i in indices]
     labelled = sorted((t for t in trials if t.labels), key=lambda trial: trial.num_steps)

@@ -13,8 +13,8 @@ from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
 from sottovoce.diagnosis.monitor.sample import Sample
 from sottovoce.models.compose import DecoderModel
-from sottovoce.training.module import DecoderTraining
 from sottovoce.training.schedules import learning_rate_factor
+from sottovoce.training.step import StepComputer
 
 NORM_TOLERANCE: Final = 1.01
 """The norm that the guard used over the norm of the optimiser's own gradients (row B2)."""
@@ -42,7 +42,7 @@ class Ownership:
         learning = sorted(seen.activity.rates)
         if learning != self.learning or seen.step % CHECK_EVERY == 0:
             self.learning = learning
-            yield from self._owners(seen.view.module, seen.view.optimizer, learning, seen.step)
+            yield from self._owners(seen.view.computer, seen.view.optimizer, learning, seen.step)
         verdict = seen.view.verdict
         if seen.sample is None:
             return
@@ -55,13 +55,13 @@ class Ownership:
         yield from self._norms(seen, seen.sample)
         yield from self._stillness(seen, seen.sample)
 
-    def at_begin(self, module: DecoderTraining, optimizer: torch.optim.Optimizer, step: int) -> Iterator[Finding]:
+    def at_begin(self, computer: StepComputer, optimizer: torch.optim.Optimizer, step: int) -> Iterator[Finding]:
         """Before the first step: every parameter that may ever learn is in exactly one group."""
-        activity = self.plan.curriculum.activity(module.progress.position)
-        yield from self._owners(module, optimizer, sorted(activity.rates), step)
+        activity = self.plan.curriculum.activity(computer.progress.position)
+        yield from self._owners(computer, optimizer, sorted(activity.rates), step)
 
     def _owners(
-        self, module: DecoderTraining, optimizer: torch.optim.Optimizer, learning: list[str], step: int
+        self, computer: StepComputer, optimizer: torch.optim.Optimizer, learning: list[str], step: int
     ) -> Iterator[Finding]:
         if "stale_optimizer" in self.told:
             return
@@ -69,7 +69,7 @@ class Ownership:
         owned = set(members)
         missing = {
             name: p.numel()
-            for name, p in module.model.named_parameters()
+            for name, p in computer.model.named_parameters()
             if id(p) not in owned and DecoderModel.component_of(name) in learning
         }
         if missing:
@@ -77,8 +77,8 @@ class Ownership:
             names = ", ".join(list(missing)[:3])
             yield monitored(
                 "stale_optimizer",
-                f"{len(missing)} of {len(list(module.model.parameters()))} tensors ({sum(missing.values()):,} numbers) "
-                f"shall learn at step {step} but are in no group of the optimiser: {names}.",
+                f"{len(missing)} of {len(list(computer.model.parameters()))} tensors ({sum(missing.values()):,} "
+                f"numbers) shall learn at step {step} but are in no group of the optimiser: {names}.",
                 step,
             )
         if len(owned) < len(members) and "ambiguous_parameter_groups" not in self.told:
@@ -139,7 +139,7 @@ class Ownership:
     def _largest_head_bias(self, seen: Seen) -> float:
         """A softmax's CTC gradient sums to at most two a frame, whatever the model."""
         weight = seen.activity.weights.get("ctc", 0.0)
-        trials = [trial for name, trial in seen.view.losses if name == "ctc" and trial in self.plan.trials]
+        trials = [trial for name, trial in seen.view.record.losses if name == "ctc" and trial in self.plan.trials]
         if not weight or not trials:
             return 0.0
         per_token = self.plan.config.training.loss_normalisation == "per_token"
@@ -195,7 +195,7 @@ class Moments:
         self.counts, self.step = counts, seen.step
         yield from self._rates(seen)
 
-    def at_begin(self, module: DecoderTraining, optimizer: torch.optim.Optimizer, step: int) -> Iterator[Finding]:
+    def at_begin(self, computer: StepComputer, optimizer: torch.optim.Optimizer, step: int) -> Iterator[Finding]:
         """A run that continues has its moments and its counters again."""
         counts = _counts(optimizer)
         lost = [name for name, count in self.counts.items() if counts.get(name, 0.0) < count]
@@ -212,7 +212,7 @@ class Moments:
 
     def _order(self, seen: Seen) -> Iterator[Finding]:
         """Batch n belongs to step n."""
-        parts = seen.view.module.parts
+        parts = seen.view.record.parts
         wrong = [part.step for part in parts if part.step != seen.step - 1]
         if wrong and "incomplete_resume" not in self.told:
             self.told.append("incomplete_resume")

@@ -44,14 +44,14 @@ class Pace:
         if kind != self.stage:
             self.stage, self.usual, self.recent = kind, [], []
             self.slow.forget()
-        seconds = seen.view.metrics.get("train/step_seconds")
+        seconds = seen.view.record.metrics.get("train/step_seconds")
         if seconds is None:
             return
         yield from self._waits(seen, seconds)
         yield from self._slows(seen, seconds)
 
     def _waits(self, seen: Seen, seconds: float) -> Iterator[Finding]:
-        wait = seen.view.metrics.get("train/data_wait_seconds")
+        wait = seen.view.record.metrics.get("train/data_wait_seconds")
         if wait is None:
             return
         self.waits = [*self.waits[1 - self.starved.window :], wait]

@@ -54,7 +54,7 @@ class Reach:
 
     def look(self, seen: Seen) -> Iterator[Finding]:
         """After every step."""
-        metrics, sample = seen.view.metrics, seen.sample
+        metrics, sample = seen.view.record.metrics, seen.sample
         if seen.skipped:
             return
         groups = seen.view.optimizer.param_groups

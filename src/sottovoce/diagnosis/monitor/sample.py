@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sottovoce.models.compose import DecoderModel
-from sottovoce.training.module import DecoderTraining
+from sottovoce.training.step import StepComputer
 
 SCALARS_PER_PARAMETER: Final = 512
 """At most this many of each parameter are copied."""
@@ -79,14 +79,14 @@ class Sampler:
         self.first_step = step if self.first_step is None else self.first_step
         return step % self.every == 0 or step - self.first_step < FIRST_STEPS
 
-    def before_update(self, module: DecoderTraining, optimizer: torch.optim.Optimizer) -> None:
+    def before_update(self, computer: StepComputer, optimizer: torch.optim.Optimizer) -> None:
         """Copy what the step will change, if it is to be sampled."""
         self._before = None
-        if not self.due(module.progress.step):
+        if not self.due(computer.progress.step):
             return
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        gradients = {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
-        members = {name: p for name, p in module.model.named_parameters() if id(p) in owned}
+        gradients = {name: p.grad for name, p in computer.model.named_parameters() if p.grad is not None}
+        members = {name: p for name, p in computer.model.named_parameters() if id(p) in owned}
         measured = _gradient_facts(gradients, members)
         with torch.no_grad():
             self._before = _Before(
@@ -96,13 +96,13 @@ class Sampler:
             )
 
     def after_update(
-        self, step: int, module: DecoderTraining, optimizer: torch.optim.Optimizer, rates: Mapping[str, float]
+        self, step: int, computer: StepComputer, optimizer: torch.optim.Optimizer, rates: Mapping[str, float]
     ) -> Sample | None:
         """The sample, if one was begun; `rates` are those of each component."""
         before, self._before = self._before, None
         if before is None:
             return None
-        parameters = dict(module.model.named_parameters())
+        parameters = dict(computer.model.named_parameters())
         with torch.no_grad():
             now = {name: _some(parameters[name].detach()) for name in before.weights}
             return Sample(

@@ -75,8 +75,8 @@ class Updates:
             return
         self.factors = [*self.factors[1 - self.plan.window :], seen.clip_factor]
         self.clipped.update(seen.clip_factor < STRONG_CLIP)
-        if "train/ctc_loss" in seen.view.metrics:
-            self.losses = [*self.losses[1 - self.plan.window :], seen.view.metrics["train/ctc_loss"]]
+        if "train/ctc_loss" in seen.view.record.metrics:
+            self.losses = [*self.losses[1 - self.plan.window :], seen.view.record.metrics["train/ctc_loss"]]
         sample = seen.sample
         if sample is not None and any(group["lr"] for group in seen.view.optimizer.param_groups):
             self.sensitivity = sample.sensitivity

@@ -11,7 +11,7 @@ from typing import Final
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
 from sottovoce.diagnosis.thresholds import AT_FLOOR, EVALUATIONS, HIGH_RATE, LEARNT_SHARE
-from sottovoce.training.module import DecoderTraining
+from sottovoce.training.step import StepComputer
 
 NOISE_WIDTHS: Final = 2.0
 """Standard errors of a rate, counted label by label, that a change must exceed; errors come in clusters."""
@@ -41,13 +41,13 @@ class Validations:
 
     def look(self, seen: Seen) -> Iterator[Finding]:
         """After every step."""
-        yield from self.chosen(seen.view.module)
+        yield from self.chosen(seen.view.computer)
         if seen.view.stage != self.stage:
             self.stage, self.values = seen.view.stage, []
         groups = seen.view.optimizer.param_groups
         self.factor = max((group["lr"] / group["peak_lr"] for group in groups if "peak_lr" in group), default=0.0)
-        if not seen.skipped and "train/ctc_loss" in seen.view.metrics:
-            self.losses.append(seen.view.metrics["train/ctc_loss"])
+        if not seen.skipped and "train/ctc_loss" in seen.view.record.metrics:
+            self.losses.append(seen.view.record.metrics["train/ctc_loss"])
 
     @property
     def metric(self) -> str:
@@ -127,11 +127,11 @@ class Validations:
         p = min(max(rate, 0.01), 0.99)
         return NOISE_WIDTHS * math.sqrt(2 * p * (1 - p) / self.plan.num_val_labels)
 
-    def chosen(self, module: DecoderTraining) -> Iterator[Finding]:
+    def chosen(self, computer: StepComputer) -> Iterator[Finding]:
         """Is the best checkpoint the best by the metric itself?"""
         if not self.pending:
             return
-        progress = module.progress
+        progress = computer.progress
         if progress.best_by != self.best_by:
             self.best_by, self.seen_best = progress.best_by, []
         self.seen_best = [*self.seen_best, self.pending]

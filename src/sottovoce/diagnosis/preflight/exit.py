@@ -72,7 +72,7 @@ def _save(subject: Subject, run_dir: Path) -> None:
 
 def _load(subject: Subject, run_dir: Path) -> LoadedRun:
     """The run as `evaluate` reads it, into an empty copy of the model: building a large one anew takes seconds."""
-    model = copy.deepcopy(subject.module.model)
+    model = copy.deepcopy(subject.computer.model)
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.zero_()
@@ -82,7 +82,7 @@ def _load(subject: Subject, run_dir: Path) -> LoadedRun:
 
 
 def _differing(subject: Subject, loaded: LoadedRun) -> list[str]:
-    saved, read = subject.module.model.state_dict(), loaded.model.state_dict()
+    saved, read = subject.computer.model.state_dict(), loaded.model.state_dict()
     return [name for name in saved if name not in read or not torch.equal(saved[name].cpu(), read[name].cpu())]
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import nn
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.bindings import bound
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.training import guard, module
+from sottovoce.training.guard import GradientGuard
 
 UNOWNED_GRADIENT: Final = 1e3
 """Far above the owned ones: a norm that counts it shrinks the step to nothing (catalogue row B2)."""
@@ -34,16 +33,12 @@ class _Toy(nn.Module):
 
 def guard_answers(subject: Subject) -> Iterator[Finding]:
     """What is wrong with the guard that the run will use, asked on three toy parameters."""
-    classes = bound("GradientGuard", guard, module)
-    mine = type(subject.module.guard)
-    if all(mine is not made for _, made in classes):
-        classes.append((mine.__qualname__, mine))
-    for place, made in classes:
-        yield from _unowned(place, made)
-        yield from _clip(place, made)
+    made = type(subject.computer.guard)
+    yield from _unowned(made)
+    yield from _clip(made)
 
 
-def _unowned(place: str, made: Any) -> Iterator[Finding]:
+def _unowned(made: type[GradientGuard]) -> Iterator[Finding]:
     toy = _Toy()
     _set(toy.first, 0.3)
     _set(toy.second, 0.4)
@@ -57,12 +52,12 @@ def _unowned(place: str, made: Any) -> Iterator[Finding]:
         yield found(
             "unowned_gradients",
             f"With owned gradients of norm {owned_norm:.3g} and {UNOWNED_GRADIENT:g} in a parameter that nobody owns, "
-            f"the guard counts a norm of {verdict.gradient_norm:.4g}{what} ({place}).",
+            f"the guard counts a norm of {verdict.gradient_norm:.4g}{what}.",
             "preflight",
         )
 
 
-def _clip(place: str, made: Any) -> Iterator[Finding]:
+def _clip(made: type[GradientGuard]) -> Iterator[Finding]:
     toy = _Toy()
     _set(toy.first, 3.0)
     _set(toy.second, 4.0)
@@ -75,7 +70,7 @@ def _clip(place: str, made: Any) -> Iterator[Finding]:
         yield found(
             "clip_before_unscale",
             f"Gradients of norms 6 and 8 in two groups, clipped to {LIMIT:g} together, come out as {parts}, not 0.6 "
-            f"and 0.8 ({place}).",
+            "and 0.8.",
             "preflight",
         )
 

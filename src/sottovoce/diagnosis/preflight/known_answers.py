@@ -124,7 +124,7 @@ def printed_units() -> Iterator[Finding]:
 
 def greedy_order(subject: Subject) -> Iterator[Finding]:
     """Repeats are merged first, then blanks dropped: `a a – a b` is `a a b`."""
-    blank, num_symbols = subject.module.blank, len(subject.loop.validation.text_decoder.table)
+    blank, num_symbols = subject.computer.blank, len(subject.loop.validation.text_decoder.table)
     first, second = [i for i in range(num_symbols) if i != blank][4:6]
     path = [first, first, blank, first, second]
     frames = torch.nn.functional.one_hot(torch.tensor([path]), num_symbols).float()

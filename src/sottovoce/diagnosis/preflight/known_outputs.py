@@ -17,7 +17,7 @@ from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.evaluation import inference
 from sottovoce.evaluation.inference import TrialOutput
 from sottovoce.models.compose import COMPONENTS
-from sottovoce.training.module import Progress
+from sottovoce.training.step import Progress
 
 CERTAIN: Final = 20.0
 """Logit of the symbol that a made-up frame is sure of; all others have 0."""
@@ -58,18 +58,18 @@ def rehearsed(subject: Subject, said: Mapping[int, Sequence[int]], trained: bool
     Raises:
         DataError: the trials cannot be scored.
     """
-    module, validation = subject.module, copy.copy(subject.loop.validation)
+    computer, validation = subject.computer, copy.copy(subject.loop.validation)
     num_symbols = len(validation.text_decoder.table)
 
     def outputs(_: Any, indices: Sequence[int], with_transducer: bool) -> Iterator[TrialOutput]:
-        return (spoken(validation.trial_set.trials[i], said[i], module.blank, num_symbols) for i in indices)
+        return (spoken(validation.trial_set.trials[i], said[i], computer.blank, num_symbols) for i in indices)
 
     vars(validation).update(indices=list(said), outputs=outputs)
-    before, module.progress = module.progress, Progress(trained=list(COMPONENTS) if trained else [])
+    before, computer.progress = computer.progress, Progress(trained=list(COMPONENTS) if trained else [])
     try:
-        return validation.values(module)
+        return validation.values(computer)
     finally:
-        module.progress = before
+        computer.progress = before
 
 
 def rehearsal_trials(subject: Subject, split: str = "val") -> list[int]:

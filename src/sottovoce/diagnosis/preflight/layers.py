@@ -45,7 +45,7 @@ def check_layers(subject: Subject) -> Iterator[Finding]:
     if not replaced:
         yield from check_ssm(subject)
     yield from smoothing_shift(subject)
-    if all(p.dtype in FULL for p in subject.module.model.parameters()):
+    if all(p.dtype in FULL for p in subject.computer.model.parameters()):
         if not needs_another_device(subject):
             yield from check_padding(subject)
         yield from looks_ahead(subject)
@@ -53,7 +53,7 @@ def check_layers(subject: Subject) -> Iterator[Finding]:
 
 def replaced_parts(subject: Subject) -> Iterator[Finding]:
     """The model is what its configuration names: the class of each part, and every parameter's name and shape."""
-    config, model = subject.prepared.config.model, subject.module.model
+    config, model = subject.prepared.config.model, subject.computer.model
     for what, wanted, got in _classes(config, model):
         if wanted != got:
             yield found("backend_replaced", f"{what} asks for {wanted}, but the model has {got}.", "preflight")
@@ -95,7 +95,7 @@ def _presence(part: object) -> str:
 
 def smoothing_shift(subject: Subject) -> Iterator[Finding]:
     """An impulse that is smoothed stays where it was."""
-    pipeline = copy.copy(subject.module.pipeline)
+    pipeline = copy.copy(subject.computer.pipeline)
     if not pipeline.taps:
         return
     pipeline.preprocessor = replace(pipeline.preprocessor, log_mel=None, normalisation="none")
@@ -121,10 +121,10 @@ def looks_ahead(subject: Subject) -> Iterator[Finding]:
     A causal encoder that could also look ahead is asked for to decode streams, a GRU is causal anyway: there it is only
     worth knowing.
     """
-    encoder = subject.module.model.encoder
+    encoder = subject.computer.model.encoder
     if not encoder.causal:
         return
-    module, batch = subject.module, subject.part(subject.whole).batch
+    module, batch = subject.computer, subject.part(subject.whole).batch
     first = replace(batch.map_tensors(lambda x: x[:1]), trial_ids=batch.trial_ids[:1])
     size = int(first.lengths_B[0])
     changed = replace(first, signal=first.signal.clone())

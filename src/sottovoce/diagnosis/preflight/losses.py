@@ -12,15 +12,11 @@ import torch
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import Batch
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.bindings import bound
 from sottovoce.diagnosis.preflight.rehearsal import Rehearsal
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.losses import ctc
+from sottovoce.features.augmentation import Draws
 from sottovoce.models.compose import Encoded
-from sottovoce.training import module as training_module
-from sottovoce.training import terms as training_terms
-from sottovoce.training.stages import DECODER_OF
-from sottovoce.training.terms import TOKEN_LOSSES, Terms
+from sottovoce.training.branches import BRANCHES, CTC, DISTILLATION, SPEAKING_MODE, PartInputs
 
 LARGEST_FACTOR: Final = 2.0
 """Between the normalisations of two losses; row E1 of the catalogue."""
@@ -35,22 +31,20 @@ KNOWN_LABELS: Final = 5
 
 def check_infinite_targets(subject: Subject) -> Iterator[Finding]:
     """An impossible target alone has an infinite loss: nothing replaces it by a number."""
-    for name, function in bound("ctc_loss", training_terms, ctc):
-        logits_BSV = torch.zeros(1, 4, subject.module.model.head.out_features)
-        label = 1 if subject.module.blank != 1 else 2
-        targets = torch.tensor([[label] * 3]), torch.tensor([4]), torch.tensor([3])
-        nats = float(function(logits_BSV, *targets, subject.module.blank).sum())
-        if math.isfinite(nats):
-            evidence = (
-                f"Three equal labels in 4 frames, which need 5, have a CTC loss of {nats:g} ({name}), not infinity."
-            )
-            yield found("zero_infinity", evidence, "preflight")
-            return
+    logits_BSV = torch.zeros(1, 4, subject.computer.model.head.out_features)
+    label = 1 if subject.computer.blank != 1 else 2
+    targets = torch.tensor([[label] * 3]), torch.tensor([4]), torch.tensor([3])
+    loss = subject.computer.branches[CTC.name].functions["ctc_loss"]
+    nats = float(loss(logits_BSV, *targets, subject.computer.blank).sum())
+    if math.isfinite(nats):
+        evidence = f"Three equal labels in 4 frames, which need 5, have a CTC loss of {nats:g}, not infinity."
+        yield found("zero_infinity", evidence, "preflight")
 
 
 def check_reductions(subject: Subject) -> Iterator[Finding]:
-    """Each lattice loss on uniform logits against its closed form, then the weight each gives a trial."""
-    names = [n for n in TOKEN_LOSSES if any(n in moment.activity.weights for moment in subject.moments)]
+    """Each likelihood on uniform logits against its closed form, then the weight each gives a trial."""
+    weighed = {name for moment in subject.moments for name in moment.activity.weights}
+    names = [n for n, branch in subject.computer.branches.items() if branch.is_likelihood and n in weighed]
     factors = dict(_factors(subject, names))
     wrong = {name: factor for name, factor in factors.items() if not 1 / LARGEST_FACTOR <= factor <= LARGEST_FACTOR}
     if zero := [name for name, factor in wrong.items() if factor == 0]:
@@ -65,15 +59,16 @@ def check_reductions(subject: Subject) -> Iterator[Finding]:
             "times its closed form in nats a target."
         )
         yield found("reduction_mismatch", evidence, "preflight")
-    elif len(names) == 2:
-        yield from _relative_scale(subject)
+    elif CTC.name in names:
+        for name in names:
+            yield from _relative_scale(subject, name)
 
 
 def _factors(subject: Subject, names: Sequence[str]) -> Iterator[tuple[str, float]]:
     """What the run's own loss says, divided by the closed form, by loss."""
-    model, blank = subject.module.model, subject.module.blank
-    heads = [model.head] + ([model.transducer.output] if model.transducer is not None else [])
-    kept = [(p, p.detach().clone()) for head in heads for p in head.parameters()]
+    computer, model, blank = subject.computer, subject.computer.model, subject.computer.blank
+    outputs = [output for name in names if (output := computer.branches[name].output(model)) is not None]
+    kept = [(p, p.detach().clone()) for output in outputs for p in output.parameters()]
     num_symbols = model.head.out_features
     labels = [symbol for symbol in range(num_symbols) if symbol != blank][:KNOWN_LABELS]
     frames_BSE = torch.zeros(1, KNOWN_FRAMES, model.encoder.output_size)
@@ -88,36 +83,34 @@ def _factors(subject: Subject, names: Sequence[str]) -> Iterator[tuple[str, floa
     with torch.no_grad():
         for parameter, _ in kept:
             parameter.zero_()
-        weights = dict.fromkeys(names, 1.0)
-        ((_, compute_terms),) = bound("compute_terms", training_module)
-        nats = compute_terms(model, batch, encoded, weights, blank, subject.module.modes).nats
+        inputs = _made_up_inputs(subject, batch, encoded)
+        branches = [computer.branches[name] for name in names]
+        nats = [float(branch.nats(inputs, computer.settings_of(branch)).sum()) for branch in branches]
         for parameter, before in kept:
             parameter.copy_(before)
-    for name in names:
-        yield name, float(nats[name].sum()) / _closed_form(name, KNOWN_FRAMES, len(labels), num_symbols)
+    for branch, value in zip(branches, nats, strict=True):
+        assert branch.on_uniform_logits is not None
+        yield branch.name, value / branch.on_uniform_logits(KNOWN_FRAMES, len(labels), num_symbols)
 
 
-def _closed_form(name: str, frames: int, labels: int, symbols: int) -> float:
-    """Nats of a target without repeats on uniform logits.
-
-    CTC: T ln V − ln C(T+U, 2U). Transducer: (T+U) ln V − ln C(T+U−1, U).
-    """
-    if name == "ctc":
-        return frames * math.log(symbols) - math.log(math.comb(frames + labels, 2 * labels))
-    return (frames + labels) * math.log(symbols) - math.log(math.comb(frames + labels - 1, labels))
+def _made_up_inputs(subject: Subject, batch: Batch, encoded: Encoded) -> PartInputs:
+    """What a loss looks at, with frames that no encoder gave."""
+    computer, positions = subject.computer, tuple(range(len(batch)))
+    draws = Draws(computer.config.seed, 0, positions, batch.signal.device)
+    return PartInputs(computer.model, batch, encoded, computer.blank, positions, draws, None, computer.modes)
 
 
 def _weight(subject: Subject, name: str, batch: Batch, frames_B: torch.Tensor) -> torch.Tensor:
     """∂(the step's loss)/∂(nats of a trial), [B]."""
     nats_B = torch.ones(len(batch), requires_grad=True)
-    terms = Terms({}, None, Encoded(torch.zeros(len(batch), 1, 1), frames_B))
-    (weight_B,) = torch.autograd.grad(subject.module.share(name, nats_B, batch, terms), nats_B)
+    inputs = _made_up_inputs(subject, batch, Encoded(torch.zeros(len(batch), 1, 1), frames_B))
+    (weight_B,) = torch.autograd.grad(subject.computer.share(name, nats_B, inputs), nats_B)
     return weight_B
 
 
 def _made_up(subject: Subject, frames: Sequence[int], labels: Sequence[int]) -> tuple[Batch, torch.Tensor]:
     """A batch without signals: trials of so many frames and labels."""
-    bins = subject.module.model.bins_per_frame
+    bins = subject.computer.model.bins_per_frame
     batch = Batch(
         signal=torch.zeros(len(frames), max(frames) * bins, 0),
         lengths_B=torch.tensor(frames) * bins,
@@ -129,16 +122,16 @@ def _made_up(subject: Subject, frames: Sequence[int], labels: Sequence[int]) -> 
     return batch, torch.tensor(frames)
 
 
-def _relative_scale(subject: Subject) -> Iterator[Finding]:
-    """The weights that a trial has in CTC's and in the transducer's loss; a scaling that was asked for may differ."""
-    if subject.module.config.training.loss_scaling == "length":
+def _relative_scale(subject: Subject, other: str) -> Iterator[Finding]:
+    """The weights that a trial has in CTC's and in another loss; a scaling that was asked for may differ."""
+    if subject.computer.config.training.loss_scaling == "length":
         return
-    ctc_weight, rnnt_weight = (float(_weight(subject, n, *_made_up(subject, [100], [20]))[0]) for n in TOKEN_LOSSES)
-    factor = ctc_weight / rnnt_weight if rnnt_weight else math.inf
+    weights = [float(_weight(subject, n, *_made_up(subject, [100], [20]))[0]) for n in (CTC.name, other)]
+    factor = weights[0] / weights[1] if weights[1] else math.inf
     if not 1 / LARGEST_FACTOR <= factor <= LARGEST_FACTOR:
         evidence = (
-            f"A trial of 100 frames and 20 labels weighs {ctc_weight:.3g} in the CTC loss and {rnnt_weight:.3g} in the "
-            f"transducer's, before their weights: a factor of {factor:.3g}."
+            f"A trial of 100 frames and 20 labels weighs {weights[0]:.3g} in the loss {CTC.name} and {weights[1]:.3g} "
+            f"in the loss {other}, before their weights: a factor of {factor:.3g}."
         )
         yield found("reduction_mismatch", evidence, "preflight")
 
@@ -146,7 +139,7 @@ def _relative_scale(subject: Subject) -> Iterator[Finding]:
 def check_batch_dependence(subject: Subject) -> Iterator[Finding]:
     """A trial weighs as much beside a short partner as beside an equal and a long one."""
     names = {name for moment in subject.moments for name in moment.activity.weights}
-    for name in (name for name in DECODER_OF if name in names):
+    for name in (name for name in subject.computer.branches if name in names):
         weights = [
             float(_weight(subject, name, *_made_up(subject, [30, frames], [6, labels]))[0])
             for frames, labels in ((30, 6), (10, 2), (120, 24))
@@ -191,8 +184,8 @@ def _nonfinite(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
 
 def _zero(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
     for name, nats in rehearsal.nats.items():
-        component = DECODER_OF[name]
-        if (name == "mode" and _only_these_unlabelled(subject)) or (name == "distillation" and _untaught(subject)):
+        component = BRANCHES[name].component
+        if _has_no_targets(subject, name):
             continue
         if not any(nats):
             what = f"is exactly 0 for all {len(nats)} trials"
@@ -204,15 +197,22 @@ def _zero(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
     return None
 
 
+def _has_no_targets(subject: Subject, name: str) -> bool:
+    """None of the rehearsed trials has what the loss compares with."""
+    return (name == SPEAKING_MODE.name and _only_these_unlabelled(subject)) or (
+        name == DISTILLATION.name and _untaught(subject)
+    )
+
+
 def _untaught(subject: Subject) -> bool:
     """No teacher may teach the rehearsed trials."""
-    teachers = subject.module.teachers
+    teachers = subject.computer.teachers
     return teachers is not None and not bool(teachers.weights(subject.batch).any())
 
 
 def _only_these_unlabelled(subject: Subject) -> bool:
     """The rehearsed trials have no speaking mode, others have."""
-    modes, prepared = subject.module.modes, subject.prepared
+    modes, prepared = subject.computer.modes, subject.prepared
     if modes is None:
         return False
     labelled = [
@@ -225,7 +225,7 @@ def _only_these_unlabelled(subject: Subject) -> bool:
 def _dominates(subject: Subject, rehearsal: Rehearsal) -> Finding | None:
     norms = {name: norm for name, norm in rehearsal.into_encoder.items() if norm is not None}
     if _untaught(subject):
-        norms.pop("distillation", None)
+        norms.pop(DISTILLATION.name, None)
     if len(norms) < 2 or not any(norms.values()):
         return None
     name = max(norms, key=lambda n: norms[n])

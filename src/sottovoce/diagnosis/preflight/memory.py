@@ -14,6 +14,7 @@ from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.memory_limits import available_to_cpu, available_to_gpu, held
 from sottovoce.diagnosis.preflight.rehearsal import Rehearsal, rehearse, saved_bytes
 from sottovoce.diagnosis.preflight.subject import Subject, shortest_frames
+from sottovoce.training.branches import TRANSDUCER
 from sottovoce.training.preparation import Prepared
 
 LONGER: Final = 4
@@ -92,7 +93,7 @@ def estimate_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Memory
     largest = max(rehearsals, key=lambda rehearsal: rehearsal.saved_bytes)
     activations = _kept(subject, largest, size, shortest_frames(prepared, steps), labels)
     signals = size * steps * batch.signal[0, 0].numel() * batch.signal.element_size() * 2
-    weights = sum(p.numel() * p.element_size() for p in subject.module.model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in subject.computer.model.parameters())
     if torch.cuda.is_available() and prepared.config.trainer.accelerator != "cpu":
         return MemoryEstimate(4 * weights + _of_teachers(subject), activations + signals, 0, available_to_gpu())
     process = held() - weights + 3 * weights
@@ -102,7 +103,7 @@ def estimate_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Memory
 
 def _of_teachers(subject: Subject) -> int:
     """Bytes of the weights of teachers; on a CPU the process holds them by now."""
-    teachers = subject.module.teachers
+    teachers = subject.computer.teachers
     models = [teacher.run.model for teacher in teachers.teachers] if teachers is not None else []
     return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
 
@@ -116,7 +117,7 @@ def _kept(subject: Subject, largest: Rehearsal, size: int, frames: int, labels: 
     of_twice, of_longer = (saved_bytes(subject, moment, other) for other in (_twice(batch), longer))
     per_frame = max(of_longer - saved, 0) / (len(batch) * (frames_of[1] - frames_of[0]))
     per_pair = 0.0
-    if subject.module.model.encoder.compares_frames:  # growth is the steeper, the longer the trials
+    if subject.computer.model.encoder.compares_frames:  # growth is the steeper, the longer the trials
         half = _longer(batch, LONGER // 2)
         between = shortest_frames(subject.prepared, half.signal.shape[1])
         gentler = (saved_bytes(subject, moment, half) - saved) / (len(batch) * (between - frames_of[0]))
@@ -125,7 +126,7 @@ def _kept(subject: Subject, largest: Rehearsal, size: int, frames: int, labels: 
     per_trial = max((of_twice - saved) / len(batch) - per_frame * frames_of[0] - per_pair * frames_of[0] ** 2, 0.0)
     once = max(2 * saved - of_twice, 0)
     per_cell, cells = 0.0, batch.labels_BU.shape[1]
-    if "rnnt" in moment.activity.weights and cells:
+    if TRANSDUCER.name in moment.activity.weights and cells:
         more = saved_bytes(subject, moment, _more_labels(longer, LONGER)) - of_longer
         per_cell = max(more, 0) / (len(batch) * frames_of[1] * (LONGER - 1) * cells)
         per_frame = max(per_frame - per_cell * (cells + 1), 0.0)

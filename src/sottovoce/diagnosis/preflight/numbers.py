@@ -14,11 +14,9 @@ from torch import nn
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.bindings import bound
 from sottovoce.diagnosis.preflight.exact_losses import ctc_nats, log_probabilities, transducer_nats
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.losses import ctc, fused_joint, transducer
-from sottovoce.training import terms, validation
+from sottovoce.training.branches import CTC, TRANSDUCER
 
 FRAMES: Final = 500
 LABELS: Final = 60
@@ -41,20 +39,20 @@ SEED: Final = 1
 
 def loss_answers(subject: Subject) -> Iterator[Finding]:
     """Where the run's lattice losses are not those of float64: because they underflow, or round too early, or drift."""
-    blank, num_symbols = subject.module.blank, subject.module.model.head.out_features
+    blank, num_symbols = subject.computer.blank, subject.computer.model.head.out_features
     generator = torch.Generator().manual_seed(SEED)
     labels = [i for i in range(num_symbols) if i != blank]
     target = [labels[i] for i in torch.randint(len(labels), (LABELS,), generator=generator).tolist()]
     logits_SV = 2 * torch.randn(FRAMES, num_symbols, generator=generator)
-    for place, loss in bound("ctc_loss", ctc, terms, validation):
-        yield from _underflow(place, loss, blank, num_symbols)
-        yield from _ctc_error(place, loss, logits_SV, target, blank)
-    head = subject.module.model.transducer
+    branches = subject.computer.branches
+    loss = branches[CTC.name].functions["ctc_loss"]
+    yield from _underflow("ctc_loss", loss, blank, num_symbols)
+    yield from _ctc_error("ctc_loss", loss, logits_SV, target, blank)
+    head = subject.computer.model.transducer
     if head is None:
         return
     name = "fused_transducer_loss" if head.config.joint == "additive" else "transducer_loss"
-    for place, loss in bound(name, fused_joint if head.config.joint == "additive" else transducer, terms):
-        yield from _transducer_error(place, loss, name, target, blank, num_symbols)
+    yield from _transducer_error(name, branches[TRANSDUCER.name].functions[name], name, target, blank, num_symbols)
 
 
 def _underflow(place: str, loss: Callable[..., Any], blank: int, num_symbols: int) -> Iterator[Finding]:
@@ -145,7 +143,7 @@ def _drift(which: str, nats: float, exact: float, place: str) -> Finding:
 
 def half_precision_parts(subject: Subject) -> Iterator[Finding]:
     """Parameters in bfloat16, and constants that float16 swallows beside parameters in float16."""
-    model = subject.module.model
+    model = subject.computer.model
     low = {
         dtype: [n for n, p in model.named_parameters() if p.dtype == dtype and n.split(".")[-1] not in DECAYS]
         for dtype in HALF
@@ -164,7 +162,7 @@ def half_precision_parts(subject: Subject) -> Iterator[Finding]:
 def _half_constants(subject: Subject, names: Sequence[str]) -> Iterator[Finding]:
     small = {
         f"{name}.eps": module.eps
-        for name, module in subject.module.model.named_modules()
+        for name, module in subject.computer.model.named_modules()
         if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d)
         and any(p.dtype == torch.float16 for p in module.parameters(recurse=False))
     }

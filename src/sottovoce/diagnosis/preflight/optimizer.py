@@ -16,9 +16,9 @@ from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.rehearsal import Rehearsal, rehearse
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.models.compose import DecoderModel
+from sottovoce.training.branches import BRANCHES, DENOISING
 from sottovoce.training.guard import owned_by
 from sottovoce.training.optimizer import SESSION_MODULE, group_of
-from sottovoce.training.stages import DECODER_OF
 
 RATE_TOLERANCE: Final = 1e-9
 """Relative; row B6 of the catalogue."""
@@ -32,12 +32,16 @@ NUM_RATES: Final = 25
 
 def check_ownership(subject: Subject) -> Iterator[Finding]:
     """Everything that a stage trains belongs to the optimiser, once, in the group that its name says."""
-    model, optimizer = subject.module.model, subject.optimizer
+    model, optimizer = subject.computer.model, subject.optimizer
     counts = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
     names = {id(p): name for name, p in model.named_parameters()}
     learning = {component for moment in subject.moments for component in moment.activity.rates}
     component_of = model.component_of
-    shall_learn = {name: p for name, p in model.named_parameters() if p.requires_grad or component_of(name) in learning}
+    shall_learn = {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad or DecoderModel.component_of(name) in learning
+    }
     stale = [name for name, p in shall_learn.items() if id(p) not in counts]
     strange = [group["name"] for group in optimizer.param_groups for p in group["params"] if id(p) not in names]
     if stale:
@@ -59,7 +63,7 @@ def check_ownership(subject: Subject) -> Iterator[Finding]:
 
 
 def _groups(subject: Subject, names: dict[int, str]) -> Iterator[Finding]:
-    decay = subject.module.config.training.optimizer.weight_decay
+    decay = subject.computer.config.training.optimizer.weight_decay
     misplaced, decayed = [], []
     for group in subject.optimizer.param_groups:
         kind = str(group["name"]).rsplit(".", 1)[-1]
@@ -85,7 +89,7 @@ def _some(names: Sequence[str]) -> str:
 def check_reach(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
     """Every owned parameter receives a gradient in some stage, and no frozen branch sends any."""
     owned, reached = (
-        owned_by(subject.optimizer, subject.module.named),
+        owned_by(subject.optimizer, subject.computer.named),
         frozenset[str]().union(*(r.reached for r in rehearsals)),
     )
     adapters_work = any(name.startswith(SESSION_MODULE) for name in reached)
@@ -102,9 +106,8 @@ def check_reach(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[F
 def check_held(subject: Subject) -> Iterator[Finding]:
     """Stages in which a loss is computed whose weight is 0 or whose head is frozen; only those are run."""
     for moment in subject.moments:
-        weights = subject.module.curriculum.stage(moment.position).config.loss_weights
-        computed = moment.activity.weights
-        if any(not weights.of(n) or DECODER_OF[n] not in moment.activity.rates for n in computed):
+        stage, computed = subject.computer.curriculum.stage(moment.position).config, moment.activity.weights
+        if any(not stage.weight_of(n) or BRANCHES[n].component not in moment.activity.rates for n in computed):
             yield from _leaking(subject, [rehearse(subject, moment)])
             return
 
@@ -120,12 +123,13 @@ def _leaking(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Find
 
 def _leaks(subject: Subject, rehearsal: Rehearsal) -> Iterator[str]:
     moment = rehearsal.moment
-    weights = subject.module.curriculum.stage(moment.position).config.loss_weights
+    stage = subject.computer.curriculum.stage(moment.position).config
     for name, norm in rehearsal.into_encoder.items():
-        off = not weights.of(name) or name not in moment.activity.weights
-        held = DECODER_OF[name] not in moment.activity.rates
+        off = not stage.weight_of(name) or name not in moment.activity.weights
+        component = BRANCHES[name].component
+        held = component not in moment.activity.rates
         if norm is not None and (off or held):
-            why = "has no weight" if off else f"trains through {DECODER_OF[name]}, which is frozen"
+            why = "has no weight" if off else f"trains through {component}, which is frozen"
             yield f"the loss {name} {why} and sends a gradient of norm {norm:.3g} into the encoder"
     frozen = sorted(n for n in rehearsal.reached if DecoderModel.component_of(n) not in moment.activity.rates)
     if frozen:
@@ -137,15 +141,15 @@ def _leaks(subject: Subject, rehearsal: Rehearsal) -> Iterator[str]:
 
 def check_schedule(subject: Subject) -> Iterator[Finding]:
     """The learning rates that the run sets, over its planned steps, against the configured curve."""
-    module, config = subject.module, subject.module.config.training
+    computer, config = subject.computer, subject.computer.config.training
     moment = subject.moments[-1]
     subject.enter(moment)
-    total = module.curriculum.total_steps
+    total = computer.curriculum.total_steps
     steps = sorted({0, 1, config.scheduler.warmup_steps, *(i * (total - 1) // NUM_RATES for i in range(NUM_RATES + 1))})
     seen, wrong = set[float](), list[tuple[int, str, float, float]]()
     for step in steps:
-        module.progress.updates = step
-        module.set_rates(subject.optimizer)
+        computer.progress.updates = step
+        computer.set_rates(subject.optimizer)
         for group in subject.optimizer.param_groups:
             kind = str(group["name"]).rsplit(".", 1)[-1]
             peak = (config.optimizer.session_lr or config.optimizer.lr) if kind == "session" else config.optimizer.lr
@@ -167,7 +171,7 @@ def check_schedule(subject: Subject) -> Iterator[Finding]:
 
 def _planned_factor(subject: Subject, step: int) -> float:
     """The configured curve, written down a second time (nejm-brain-to-text `rnn_trainer.py`)."""
-    scheduler, total = subject.module.config.training.scheduler, subject.module.curriculum.total_steps
+    scheduler, total = subject.computer.config.training.scheduler, subject.computer.curriculum.total_steps
     warmup, end, floor = scheduler.warmup_steps, scheduler.max_steps or total, scheduler.min_lr_ratio
     if step < warmup:
         return step / warmup
@@ -183,10 +187,10 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
     Compared at the parameters of the decoders, behind everything that normalises a loss. Not for models with statistics
     over the batch, for which it does not hold.
     """
-    module, size = subject.module, len(subject.batch)
-    if size < 2 or any(True for _ in module.model.buffers()):
+    computer, size = subject.computer, len(subject.batch)
+    if size < 2 or any(True for _ in computer.model.buffers()):
         return
-    config = module.config
+    config = computer.config
     try:
         gradients = []
         for batch_size, parts in ((size, 1), (1, size)):
@@ -196,10 +200,10 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
                 gradient_accumulation_steps=parts,
                 loss_scaling="none",  # a balance that is measured stays the same throughout a step
             )
-            module.config = replace(config, training=training)
+            computer.config = replace(config, training=training)
             gradients.append(_decoder_gradient(subject, batch_size, parts))
     finally:
-        module.config = config
+        computer.config = config
     whole, accumulated = gradients
     ratio = float(accumulated.norm() / whole.norm())
     cosine = float(torch.nn.functional.cosine_similarity(whole, accumulated, dim=0))
@@ -213,14 +217,15 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
 
 def _decoder_gradient(subject: Subject, batch_size: int, parts: int) -> torch.Tensor:
     """The step's gradient at the decoders, as Lightning adds it up, without dropout."""
-    module = subject.module
+    computer = subject.computer
     subject.enter()
-    module.eval()
-    assert module.activity is not None
-    decoders = {DECODER_OF[name] for name in module.activity.weights} & module.activity.rates.keys() - {"flow_bridge"}
-    component_of = module.model.component_of
-    parameters = [p for name, p in module.named.items() if component_of(name) in decoders and p.requires_grad]
-    for parameter in module.named.values():
+    computer.model.eval()
+    activity = computer.now
+    decoders = {BRANCHES[name].component for name in activity.weights} & activity.rates.keys() - {DENOISING.component}
+    parameters = [
+        p for name, p in computer.named.items() if DecoderModel.component_of(name) in decoders and p.requires_grad
+    ]
+    for parameter in computer.named.values():
         parameter.requires_grad_(any(parameter is p for p in parameters))  # the encoder is run without a graph
     total = torch.zeros(sum(p.numel() for p in parameters))
     for micro_batch in range(parts):
@@ -231,8 +236,7 @@ def _decoder_gradient(subject: Subject, batch_size: int, parts: int) -> torch.Te
             longest, most = int(batch.lengths_B.max()), int(batch.label_lengths_B.max())
             batch = replace(batch, signal=batch.signal[:, :longest], labels_BU=batch.labels_BU[:, :most])
         part = StepPart(0, micro_batch, tuple(range(rows.start, rows.stop)), batch)
-        share = module.forward_part(part) / parts
-        found_gradients = torch.autograd.grad(share, parameters, allow_unused=True)
+        found_gradients = torch.autograd.grad(computer.add(part).loss, parameters, allow_unused=True)
         total += torch.cat(
             [
                 (torch.zeros_like(p) if g is None else g).flatten()

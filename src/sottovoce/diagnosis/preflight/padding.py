@@ -55,7 +55,7 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
         (True, pair, _padded(pair), "padded to twice its length"),
     )
     for training, reference, other, how in cases:
-        with _still(subject.module.model, training):
+        with _still(subject.computer.model, training):
             difference = _difference(subject, reference, other)
             if difference <= TOLERANCE:
                 continue
@@ -73,7 +73,7 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
 
 def _cut(subject: Subject) -> Batch:
     """The subject's first trial alone, at most some frames of it."""
-    model, pipeline, batch = subject.module.model, subject.module.pipeline, subject.whole
+    model, pipeline, batch = subject.computer.model, subject.computer.pipeline, subject.whole
     size = int(batch.lengths_B[0])
     half = size // 2
     while half and model.output_lengths(pipeline.shortest_length(half, False)) >= MOST_FRAMES:
@@ -136,8 +136,8 @@ def _still(model: nn.Module, training: bool) -> Iterator[None]:
 
 def _run(subject: Subject, batch: Batch) -> tuple[torch.Tensor, Encoded, torch.Tensor]:
     """Features, frames and logits; with gradients in training mode, because some layers then take another way."""
-    model: DecoderModel = subject.module.model
-    features = subject.module.pipeline.evaluate(batch.map_tensors(torch.Tensor.clone))
+    model: DecoderModel = subject.computer.model
+    features = subject.computer.pipeline.evaluate(batch.map_tensors(torch.Tensor.clone))
     with torch.set_grad_enabled(model.training):
         encoded = model.encode(features.signal, features.lengths_B, features.session_B)
         logits_BSV = model.ctc_logits(encoded)
@@ -161,7 +161,7 @@ def _first_culprit(subject: Subject, reference: Batch, other: Batch) -> tuple[st
     """In the order of computation: the first module whose output differs though its input does not, or the one whose
     own code lies between two of its parts that agree and disagree.
     """
-    model = subject.module.model
+    model = subject.computer.model
     features = _run(subject, reference)[0], _run(subject, other)[0]
     if _distance(features[0], _narrowed(features[0], features[1])) > TOLERANCE:
         return PIPELINE, None
@@ -192,7 +192,7 @@ def _trace(subject: Subject, batch: Batch) -> list[_Seen]:
     """Every module's first tensor in and out, in the order in which they come."""
     seen: list[_Seen] = []
     handles = []
-    for name, part in subject.module.model.named_modules():
+    for name, part in subject.computer.model.named_modules():
         if not name or isinstance(part, nn.Dropout):
             continue
 

@@ -54,7 +54,7 @@ Check = Callable[[Subject], Iterator[Finding]]
 
 def check_weights(subject: Subject) -> Iterator[Finding]:
     """Weights and buffers are finite before anything has been learnt."""
-    model = subject.module.model
+    model = subject.computer.model
     tensors = (*model.named_parameters(), *model.named_buffers())
     # A sum is finite only where all of it is, and costs a tenth.
     bad = [n for n, t in tensors if not bool(t.sum().isfinite()) and not bool(t.isfinite().all())]

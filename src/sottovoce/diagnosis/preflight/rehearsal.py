@@ -37,14 +37,14 @@ class Rehearsal:
 def rehearse(subject: Subject, moment: Moment) -> Rehearsal:
     """Forward and backward of the excerpts as a step of `moment`, in training mode."""
     subject.enter(moment)
-    module, model = subject.module, subject.module.model
+    computer, model = subject.computer, subject.computer.model
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     kept: dict[int, int] = {}
     with torch.autograd.graph.saved_tensors_hooks(_counting(model, kept), lambda tensor: tensor):
-        _, terms, shares = module.shares_of(subject.part())
+        computed = computer.compute(subject.part(), computer.now)
     moved = tuple(name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name]))
-    weighted = {name: moment.activity.weights.get(name, 1.0) * share for name, share in shares.items()}
-    frames_BSE, into = terms.encoded.frames_BSE, dict[str, float | None]()
+    weighted = {name: moment.activity.weights.get(name, 1.0) * share for name, share in computed.shares.items()}
+    frames_BSE, into = computed.inputs.encoded.frames_BSE, dict[str, float | None]()
     for name, share in weighted.items():
         gradient = None
         if frames_BSE.requires_grad and share.requires_grad:
@@ -60,7 +60,7 @@ def rehearse(subject: Subject, moment: Moment) -> Rehearsal:
         squares[DecoderModel.component_of(name)] = squares.get(DecoderModel.component_of(name), 0.0) + norm**2
     return Rehearsal(
         moment=moment,
-        nats={name: tuple(nats_B.detach().tolist()) for name, nats_B in terms.nats.items()},
+        nats={name: tuple(nats_B.detach().tolist()) for name, nats_B in computed.nats.items()},
         into_encoder=into,
         reached=frozenset(gradients),
         nonfinite=tuple(name for name, norm in norms.items() if not math.isfinite(norm)),
@@ -73,9 +73,9 @@ def rehearse(subject: Subject, moment: Moment) -> Rehearsal:
 def saved_bytes(subject: Subject, moment: Moment, batch: Batch) -> int:
     """What autograd keeps of one forward pass of `batch` as a step of `moment`, without the weights."""
     subject.enter(moment)
-    kept: dict[int, int] = {}
-    with torch.autograd.graph.saved_tensors_hooks(_counting(subject.module.model, kept), lambda tensor: tensor):
-        kept_alive = subject.module.shares_of(subject.part(batch))
+    computer, kept = subject.computer, dict[int, int]()
+    with torch.autograd.graph.saved_tensors_hooks(_counting(computer.model, kept), lambda tensor: tensor):
+        kept_alive = computer.compute(subject.part(batch), computer.now)
     del kept_alive
     return sum(kept.values())
 

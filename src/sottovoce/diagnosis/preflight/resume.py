@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 
 from sottovoce.core.errors import CheckpointError
 from sottovoce.core.findings import Finding
+from sottovoce.core.splits import Split
 from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.bindings import bound
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import ModelConfig, build_model
 from sottovoce.models.gru import GRUConfig
-from sottovoce.training import loop as training_loop
-from sottovoce.training import run as training_run
 from sottovoce.training.config import TrainingConfig
+from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.preparation import Prepared, curriculum_of
+from sottovoce.training.run import step_parts
+from sottovoce.training.step import StepComputer
 from sottovoce.training.watch import NoWatch
 
 STEPS_BEFORE: Final = 2
@@ -50,7 +50,7 @@ class _NotingWatch(NoWatch):
         self.note = state["note"]
 
 
-class _NotingModes:
+class _NotingModes(ModeTargets):
     """Mode targets that were refreshed."""
 
     def __init__(self) -> None:
@@ -60,9 +60,14 @@ class _NotingModes:
         """The note."""
         return self.note
 
-    def restore(self, state: list[list[Any]]) -> None:
+    def restore(self, state: Sequence[Sequence[Any]]) -> None:
         """Take the note."""
-        self.note = state
+        self.note = [list(entry) for entry in state]
+
+
+def _noted(computer: StepComputer) -> _NotingModes:
+    assert isinstance(computer.modes, _NotingModes)
+    return computer.modes
 
 
 def resume_answers(subject: Subject) -> Iterator[Finding]:
@@ -101,70 +106,89 @@ def resume_answers(subject: Subject) -> Iterator[Finding]:
     yield from _sampler(subject)
 
 
+class _Silent:
+    """A recorder that takes nothing down."""
+
+    def metrics(self, step: int, split: Split, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def event(self, step: int, event: str, **details: Any) -> None:
+        """Nothing."""
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class _Rehearsed:
     """The run's loop around a model of some hundred numbers, driven by hand."""
 
     def __init__(self, prepared: Prepared, folder: Path, subject: Subject) -> None:
         self.watch = _NotingWatch()
-        self.loop = cast(Any, type(subject.loop)(prepared, folder, self.watch))
-        self.loop._recorder = SimpleNamespace(event=_ignored, say=_ignored, metrics=_ignored, show=_ignored)
-        self.module = cast(Any, self.loop.module)
-        self.optimizer = self.module.configure_optimizers()
-        self.module.optimizers = lambda: SimpleNamespace(optimizer=self.optimizer)
+        self.loop = type(subject.loop)(prepared, folder, self.watch)
+        self.loop.recorder = _Silent()
+        self.computer = self.loop.computer
+        self.loop.put_back_moments(self.computer.build_optimizer())
 
     def step(self, step: int) -> float:
         """One optimiser step as the trainer makes it; its loss."""
-        part = StepPart(step, 0, (0, 1), _batch(step))
-        loss = self.module.training_step(part, step)
-        loss.backward()
-        self.module.owners_checked = True  # a stage that trains nothing is told of by another check
-        self.module.on_before_optimizer_step(self.optimizer)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.module.on_train_batch_end(None, part, step)
+        record = self.computer.begin(self.loop.optimizer)
+        self.computer.owners_checked = True  # a stage that trains nothing is told of by another check
+        loss = self.computer.add(StepPart(step, 0, (0, 1), _batch(step))).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.computer.inspect(self.loop.optimizer)
+        self.loop.optimizer.step()
+        self.loop.optimizer.zero_grad()
+        self.computer.finish()
+        self.loop.after_step(record)
         return float(loss.detach())
 
     def mark(self) -> None:
         """Give everything that a checkpoint has to hold a value that a fresh run does not have."""
-        guard, progress, position = self.module.guard, self.module.progress, self.module.progress.position
-        guard.skipped["nonfinite_loss"], guard.in_a_row, guard.recent = 3, 1, [False, True]
-        self.module.progress = replace(
-            progress, best=[0.5, 2.0], best_step=1, best_by="val/per greedy", trained=["encoder"], position=position
+        computer = self.computer
+        computer.guard.skipped["nonfinite_loss"], computer.guard.in_a_row = 3, 1
+        computer.guard.recent = [False, True]
+        computer.progress = replace(
+            computer.progress, best=[0.5, 2.0], best_step=1, best_by="val/per greedy", trained=["encoder"]
         )
-        self.module.balance.norms.update(ctc=2.0, rnnt=3.0)
-        self.module.model.use_flow_bridge = True
+        computer.balance.norms.update(ctc=2.0, rnnt=3.0)
+        computer.model.use_flow_bridge = True
         self.watch.note = "seen"
-        self.module.modes.note = [["session", 1, 0.25]]
+        _noted(computer).note = [["session", 1, 0.25]]
 
     def save(self) -> None:
         """Write `checkpoints/last`."""
-        self.loop._save("last")
+        self.loop.save("last")
 
     def restore(self) -> None:
         """Continue from it, the optimiser too."""
         self.loop.restore()
-        ((_, put_back),) = bound("load_optimizer_tensors", training_loop)
-        put_back(self.optimizer, self.loop._optimizer_state, self.module.named)
+        self.loop.put_back_moments(self.loop.optimizer)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on or that a record is made of, comparable."""
         moments = {
-            f"moments of {name}": [value.tolist() for _, value in sorted(self.optimizer.state[p].items())]
-            for name, p in self.module.named.items()
+            f"moments of {name}": [value.tolist() for _, value in sorted(self.loop.optimizer.state[p].items())]
+            for name, p in self.computer.named.items()
         }
         return {
-            "progress": asdict(self.module.progress),
-            "weights": {name: p.tolist() for name, p in self.module.named.items()},
+            "progress": asdict(self.computer.progress),
+            "weights": {name: p.tolist() for name, p in self.computer.named.items()},
             "moments": moments,
-            "guard": self.module.guard.state(),
-            "skipped steps": dict(self.module.guard.skipped),
-            "norms": list(self.module.guard.norms),
-            "recent steps": (list(self.module.guard.recent), self.module.guard.in_a_row),
+            "guard": self.computer.guard.state(),
+            "skipped steps": dict(self.computer.guard.skipped),
+            "norms": list(self.computer.guard.norms),
+            "recent steps": (list(self.computer.guard.recent), self.computer.guard.in_a_row),
             "window": asdict(self.loop.window),
-            "balance": dict(self.module.balance.norms),
-            "use_flow_bridge": self.module.model.use_flow_bridge,
+            "balance": dict(self.computer.balance.norms),
+            "use_flow_bridge": self.computer.model.use_flow_bridge,
             "watch": self.watch.note,
-            "modes": self.module.modes.note,
+            "modes": _noted(self.computer).note,
         }
 
 
@@ -201,7 +225,7 @@ def _small(prepared: Prepared) -> Prepared:
         pipeline=pipeline,
         val_indices=[],
         curriculum=curriculum_of(small, built, len(prepared.train_indices)),
-        modes=cast(Any, _NotingModes()),
+        modes=_NotingModes(),
     )
 
 
@@ -219,18 +243,12 @@ def _batch(step: int) -> Batch:
 
 def _sampler(subject: Subject) -> Iterator[Finding]:
     """A loader that begins at a later step gives the batches that the first one gives there."""
-    trainer: Any = SimpleNamespace(world_size=1, global_rank=0)
     places: dict[int, list[Any]] = {}
-    before = subject.module.progress
-    try:
-        for first in (0, STEPS_BEFORE):
-            subject.module.progress = replace(before, step=first)
-            parts: Any = training_run._loader(subject.prepared, subject.module, trainer).dataset
-            for ahead in range(STEPS_BEFORE + STEPS_AFTER - first):
-                step = parts.first_step + ahead
-                places.setdefault(first + ahead, []).append((step, parts.plan.step(step).tolist()))
-    finally:
-        subject.module.progress = before
+    for first in (0, STEPS_BEFORE):
+        parts = step_parts(subject.prepared, first)
+        for ahead in range(STEPS_BEFORE + STEPS_AFTER - first):
+            step = parts.first_step + ahead
+            places.setdefault(first + ahead, []).append((step, parts.plan.step(step).tolist()))
     for step, drawn in places.items():
         if any(other != drawn[0] for other in drawn[1:]):
             yield _incomplete(
@@ -239,10 +257,6 @@ def _sampler(subject: Subject) -> Iterator[Finding]:
                 f"{STEPS_BEFORE}"
             )
             return
-
-
-def _ignored(*_: Any, **__: Any) -> None:
-    """Nothing is recorded."""
 
 
 def _short(value: Any) -> str:

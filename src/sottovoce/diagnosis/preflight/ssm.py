@@ -77,7 +77,7 @@ def check_ssm(subject: Subject) -> Iterator[Finding]:
 
 
 def _layers(subject: Subject) -> list[_Layer]:
-    parts = subject.module.model.named_modules()
+    parts = subject.computer.model.named_modules()
     return [_Layer(name, part) for name, part in parts if isinstance(part, Mamba1 | Mamba2)]
 
 
@@ -213,16 +213,16 @@ def _trial_frames(subject: Subject) -> list[int]:
     """Encoder frames of each training trial, without augmentation."""
     prepared = subject.prepared
     steps = [prepared.trial_set.trials[i].num_steps for i in prepared.train_indices]
-    return [subject.module.model.output_lengths(subject.module.pipeline.shortest_length(n, False)) for n in steps]
+    return [subject.computer.model.output_lengths(subject.computer.pipeline.shortest_length(n, False)) for n in steps]
 
 
 def frame_ms(subject: Subject) -> float:
     """Time from one encoder frame to the next."""
     log_mel = subject.prepared.config.preprocessor.log_mel
-    return (log_mel.hop_ms if log_mel is not None else BIN_MS) * subject.module.model.bins_per_frame
+    return (log_mel.hop_ms if log_mel is not None else BIN_MS) * subject.computer.model.bins_per_frame
 
 
 def needs_another_device(subject: Subject) -> bool:
     """The model has kernels that cannot run where it is now: those of `mamba_ssm`, outside of a GPU."""
-    ssm, device = subject.prepared.config.model.ssm, next(subject.module.model.parameters()).device
+    ssm, device = subject.prepared.config.model.ssm, next(subject.computer.model.parameters()).device
     return ssm is not None and ssm.backend == "mamba_ssm" and device.type != "cuda"

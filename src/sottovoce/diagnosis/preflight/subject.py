@@ -1,6 +1,6 @@
 """What preflight looks at: the run's own objects as the first step will find them, left as they were.
 
-Everything is made by the code that trains (`RunLoop`, `DecoderTraining`, `configure_optimizers`), so that what is
+Everything is made by the code that trains (`RunLoop`, `StepComputer`, its `build_optimizer`), so that what is
 examined is what will run. Two liberties: the model is not compiled, and no other process reads data ahead.
 """
 
@@ -19,9 +19,9 @@ from sottovoce.core.lengths import ctc_frames_needed
 from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart, collate
 from sottovoce.training.loop import RunLoop
-from sottovoce.training.module import DecoderTraining, Progress
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.stages import Activity, StagePosition
+from sottovoce.training.step import Progress, StepComputer
 
 NUM_TRIALS: Final = 2
 """Trials of the batch that is run; two of unequal length show what padding does."""
@@ -72,15 +72,15 @@ class Subject:
         prepared = replace(prepared, config=replace(config, training=training, data=data))
         with _random_state():
             loop = RunLoop(prepared, Path())
-            optimizer = loop.module.configure_optimizers()
+            optimizer = loop.computer.build_optimizer()
             indices = shortest_trials(prepared, num_trials)
             whole = collate(prepared.trial_set, indices)
-        return cls(prepared, loop, optimizer, indices, whole, excerpts(prepared, whole), _moments(loop.module))
+        return cls(prepared, loop, optimizer, indices, whole, excerpts(prepared, whole), _moments(loop.computer))
 
     @property
-    def module(self) -> DecoderTraining:
-        """What trains; works without a trainer (`enter`, then `module.forward_part(subject.part())`)."""
-        return self.loop.module
+    def computer(self) -> StepComputer:
+        """What makes the steps (`enter`, then `computer.add(subject.part())`)."""
+        return self.loop.computer
 
     def part(self, batch: Batch | None = None, step: int = 0) -> StepPart:
         """A copy of `batch` (absent: the subject's) as one part of an optimiser step."""
@@ -88,33 +88,39 @@ class Subject:
         return StepPart(step, 0, tuple(range(len(copied))), copied)
 
     def enter(self, moment: Moment | None = None) -> None:
-        """Make the module ready for a step of `moment` (absent: the last one), without any gradients."""
-        moment, module = moment or self.moments[-1], self.module
-        module.progress = Progress(position=moment.position, trained=list(moment.trained))
-        module.balance.norms, module.balance.squares = {}, {}
-        module.activity = None
-        module.train()
+        """Begin a step of `moment` (absent: the last one), without any gradients."""
+        moment, computer = moment or self.moments[-1], self.computer
+        computer.progress = Progress(position=moment.position, trained=list(moment.trained))
+        computer.balance.norms, computer.balance.squares = {}, {}
+        computer.record = None
+        computer.model.train()
         self.clear_gradients()
-        module.enter_step()
+        computer.begin()
 
     def clear_gradients(self) -> None:
         """No parameter of the model has a gradient, owned or not."""
-        for parameter in self.module.model.parameters():
+        for parameter in self.computer.model.parameters():
             parameter.grad = None
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
         """Whatever happens inside, bit for bit the same afterwards: weights, gradients, buffers, `requires_grad`,
-        training flags, the optimiser's groups, the module's progress, PyTorch's random state.
+        training flags, the optimiser's groups, the run's progress, PyTorch's random state.
 
         Costs a copy of the weights. The optimiser must not be stepped inside.
         """
-        model, module = self.module.model, self.module
+        model, computer = self.computer.model, self.computer
         tensors = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
         parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-        modes = [(m, m.training) for m in module.modules()]
+        modes = [(m, m.training) for m in model.modules()]
         rates = [(group, {k: v for k, v in group.items() if k != "params"}) for group in self.optimizer.param_groups]
-        kept = (module.progress, module.activity, module.balance.norms, module.balance.squares, model.use_flow_bridge)
+        kept = (
+            computer.progress,
+            computer.record,
+            computer.balance.norms,
+            computer.balance.squares,
+            model.use_flow_bridge,
+        )
         self.clear_gradients()
         with _random_state():
             try:
@@ -130,9 +136,8 @@ class Subject:
                     part.training = training
                 for group, values in rates:
                     group.update(values)
-                module.progress, module.activity, norms, squares, model.use_flow_bridge = kept
-                module.balance.norms, module.balance.squares = norms, squares
-                module.parts, module.lessons, module.losses = [], [], {}
+                computer.progress, computer.record, norms, squares, model.use_flow_bridge = kept
+                computer.balance.norms, computer.balance.squares = norms, squares
 
 
 def shortest_trials(prepared: Prepared, count: int) -> tuple[int, ...]:
@@ -182,19 +187,19 @@ def _cut(values_BT: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     return cut
 
 
-def _moments(module: DecoderTraining) -> tuple[Moment, ...]:
-    curriculum, found = module.curriculum, []
+def _moments(computer: StepComputer) -> tuple[Moment, ...]:
+    curriculum, found = computer.curriculum, []
     trained: set[str] = set()
     on = curriculum.rnnt_warmup_steps + curriculum.rnnt_ramp_steps
     rnnt_steps, first_step = 0, 0
     for index, stage in enumerate(curriculum.stages):
-        weighs_transducer = stage.config.loss_weights.rnnt > 0
-        for steps in (0, on) if weighs_transducer and not rnnt_steps and curriculum.rnnt_warmup_steps else (on,):
-            position = StagePosition(index, first_step, steps if weighs_transducer else rnnt_steps)
+        waits = stage.config.waits
+        for steps in (0, on) if waits and not rnnt_steps and curriculum.rnnt_warmup_steps else (on,):
+            position = StagePosition(index, first_step, steps if waits else rnnt_steps)
             activity = curriculum.activity(position)
             found.append(Moment(position, tuple(sorted(trained)), stage.name, activity))
             trained |= activity.rates.keys()
-        rnnt_steps = on if weighs_transducer else rnnt_steps
+        rnnt_steps = on if waits else rnnt_steps
         first_step += stage.steps
     return tuple(found)
 

@@ -15,8 +15,7 @@ from sottovoce.diagnosis.preflight.bindings import bound, first_found
 from sottovoce.diagnosis.preflight.known_outputs import labels_of, rehearsal_trials, rehearsed, spoken_logits
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.evaluation import inference
-from sottovoce.losses import ctc
-from sottovoce.training import terms, validation
+from sottovoce.training.branches import CTC
 
 OFFSETS: Final = (-2, -1, 1, 2)
 BETTER: Final = 0.1
@@ -32,7 +31,7 @@ def symbol_answers(subject: Subject) -> Iterator[Finding]:
 
 def table_agrees(subject: Subject) -> Iterator[Finding]:
     """The table is its own inverse, as large as the model's logits, and all know the same blank."""
-    table, model = subject.loop.validation.text_decoder.table, subject.module.model
+    table, model = subject.loop.validation.text_decoder.table, subject.computer.model
     for i, symbol in enumerate(table.symbols):
         if i == table.blank:
             continue
@@ -49,7 +48,7 @@ def table_agrees(subject: Subject) -> Iterator[Finding]:
     for part, size in sizes.items():
         if size != len(table):
             yield _offset(f"{part} has {size} symbols, the table of {table.name} {len(table)}.")
-    blanks = {"the run": subject.module.blank} | ({"the transducer": head.blank} if head is not None else {})
+    blanks = {"the run": subject.computer.blank} | ({"the transducer": head.blank} if head is not None else {})
     if table.symbols[table.blank] != BLANK:
         yield _offset(f"the table's blank, {table.blank}, is the symbol {table.symbols[table.blank]!r}.")
     for part, blank in blanks.items():
@@ -59,7 +58,7 @@ def table_agrees(subject: Subject) -> Iterator[Finding]:
 
 def decoders_agree(subject: Subject) -> Iterator[Finding]:
     """A model that says a trial's own labels decodes to them."""
-    table, blank = subject.loop.validation.text_decoder.table, subject.module.blank
+    table, blank = subject.loop.validation.text_decoder.table, subject.computer.blank
     every = tuple(i for i in range(len(table)) if i != blank)
     for place, decode in bound("greedy_ctc", greedy, inference):
         for labels in (every, *labels_of(subject, rehearsal_trials(subject)).values()):
@@ -75,22 +74,21 @@ def decoders_agree(subject: Subject) -> Iterator[Finding]:
 
 def losses_agree(subject: Subject) -> Iterator[Finding]:
     """A model that says a target has no loss; where another offset or blank has less, that is the reason."""
-    table, blank = subject.loop.validation.text_decoder.table, subject.module.blank
+    table, blank = subject.loop.validation.text_decoder.table, subject.computer.blank
     last = len(table) - 1
     labels = [i for i in range(3, len(table) - 3) if abs(i - blank) > 2]  # whatever the offset, no label is a blank
-    for place, loss in bound("ctc_loss", ctc, terms, validation):
-        nats = {
-            (offset, said_blank): _nats(loss, labels, [i + offset for i in labels], blank, said_blank, len(table))
-            for offset in (0, *OFFSETS)
-            for said_blank in (blank, last)
-        }
-        right, best = nats[0, blank], min(nats, key=lambda way: nats[way])
-        if right > ALMOST_NOTHING > nats[best]:
-            yield _offset(
-                f"the CTC loss of frames that say the target is {right:.1f} nats, that of frames that say it shifted "
-                f"by {best[0]:+d} with the blank {best[1]} (the table's is {blank}) {nats[best]:.1f} ({place})."
-            )
-            return
+    loss = subject.computer.branches[CTC.name].functions["ctc_loss"]
+    nats = {
+        (offset, said_blank): _nats(loss, labels, [i + offset for i in labels], blank, said_blank, len(table))
+        for offset in (0, *OFFSETS)
+        for said_blank in (blank, last)
+    }
+    right, best = nats[0, blank], min(nats, key=lambda way: nats[way])
+    if right > ALMOST_NOTHING > nats[best]:
+        yield _offset(
+            f"the CTC loss of frames that say the target is {right:.1f} nats, that of frames that say it shifted "
+            f"by {best[0]:+d} with the blank {best[1]} (the table's is {blank}) {nats[best]:.1f}."
+        )
 
 
 def texts_agree(subject: Subject) -> Iterator[Finding]:
@@ -116,7 +114,7 @@ def texts_agree(subject: Subject) -> Iterator[Finding]:
 
 def _wer_shifted(subject: Subject, labels: Mapping[int, Sequence[int]], offset: int, num_symbols: int) -> float:
     """Word error rate of the labels moved by `offset`, round the table and past the blank."""
-    ids = [i for i in range(num_symbols) if i != subject.module.blank]
+    ids = [i for i in range(num_symbols) if i != subject.computer.blank]
     moved = {symbol: ids[(place + offset) % len(ids)] for place, symbol in enumerate(ids)}
     return rehearsed(subject, {i: [moved[s] for s in symbols] for i, symbols in labels.items()})["val/wer"]
 

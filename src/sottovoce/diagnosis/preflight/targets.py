@@ -25,7 +25,7 @@ FEWEST_EQUAL_LENGTHS: Final = 8
 
 def check_labels(subject: Subject) -> Iterator[Finding]:
     """Blanks, ids that are no symbols, and padding among the labels of all trials that a run uses."""
-    blank, num_symbols = subject.module.blank, subject.module.model.head.out_features
+    blank, num_symbols = subject.computer.blank, subject.computer.model.head.out_features
     trials = _labelled(subject)
     padded, blanks, outside = [], [], []
     for trial in trials:
@@ -119,7 +119,7 @@ def check_feasibility(subject: Subject) -> Iterator[Finding]:
 
 def check_frame_formula(subject: Subject) -> Iterator[Finding]:
     """The model's length formula against the tensors of its own parts, at every length of a few frames."""
-    model = subject.module.model
+    model = subject.computer.model
     size, stride = (model.config.patch.size, model.config.patch.stride) if model.config.patch else (1, 1)
     step = model.stem.config.stride if model.stem is not None else 1
     longest = (size + 2 * stride) * step + 2 * model.bins_per_frame
@@ -169,7 +169,7 @@ def _encoder_frames(model: DecoderModel, frames: int) -> int:
 
 def check_transducer_lengths(subject: Subject) -> Iterator[Finding]:
     """One row of the lattice more than labels, and a frame at least."""
-    head, batch = subject.module.model.transducer, subject.batch
+    head, batch = subject.computer.model.transducer, subject.batch
     if head is None or not any("rnnt" in moment.activity.weights for moment in subject.moments):
         return
     head.eval()

@@ -15,12 +15,11 @@ import torch
 from sottovoce.core.findings import Finding, Severity
 from sottovoce.data.loading import open_data
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.bindings import bound, first_found
+from sottovoce.diagnosis.preflight.bindings import first_found
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.teachers_say import what_they_say
 from sottovoce.evaluation.heard import Heard, fingerprint
-from sottovoce.losses import distillation
-from sottovoce.training import terms as training_terms
+from sottovoce.training.branches import DISTILLATION
 from sottovoce.training.teachers import Teachers
 
 LENGTHS: Final = (*range(1, 200), 500, 1000, 5000)
@@ -34,7 +33,7 @@ MADE_UP: Final = (1.0, 0.1, 1.0, 0.1, 1.0, 0.0)
 
 def check_teachers(subject: Subject) -> Iterator[Finding]:
     """What can be known of the teachers before they teach: leaks, then the first thing that they disagree in."""
-    teachers = subject.module.teachers
+    teachers = subject.computer.teachers
     if teachers is None:
         return
     yield from _leaks(subject, teachers)
@@ -96,13 +95,13 @@ def _finite(teachers: Teachers) -> Iterator[Finding]:
 def _same_symbols(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
     """Table, its blank, and the number of columns."""
     own = subject.loop.validation.text_decoder.table
-    columns = subject.module.model.head.out_features
+    columns = subject.computer.model.head.out_features
     for teacher in teachers.teachers:
         table, its_columns = teacher.run.table, teacher.run.model.head.out_features
         if table.symbols != own.symbols or table.blank != own.blank or its_columns != columns:
             yield _mismatch(
                 f"{teacher.name} writes {its_columns} {table.name} with the blank {table.blank}, this run {columns} "
-                f"{own.name} with the blank {subject.module.blank}: column i of the one is not column i of the other."
+                f"{own.name} with the blank {subject.computer.blank}: column i of the one is not column i of the other."
             )
             return
 
@@ -126,7 +125,7 @@ def _same_features(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
 
 def _same_frames(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
     """The formula for many lengths, then the tensors that come out of the subject's batch."""
-    model = subject.module.model
+    model = subject.computer.model
     for teacher in teachers.teachers:
         its_model = teacher.run.model
         for length in LENGTHS:
@@ -137,7 +136,7 @@ def _same_frames(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
                     f"({its_model.bins_per_frame} bins a frame there, {model.bins_per_frame} here)."
                 )
                 return
-    features = subject.module.pipeline.evaluate(subject.part(subject.whole).batch)
+    features = subject.computer.pipeline.evaluate(subject.part(subject.whole).batch)
     model.eval()
     with torch.no_grad():
         logits_BSV, frames_B = model(features.signal, features.lengths_B, features.session_B)
@@ -171,33 +170,31 @@ def _somebody_is_taught(subject: Subject, teachers: Teachers) -> Iterator[Findin
 
 def _divergence_is_exact(subject: Subject) -> Iterator[Finding]:
     """The divergence moves the blank's logit, and is what its formula says at this run's temperature."""
-    blank, columns = subject.module.blank, subject.module.model.head.out_features
+    blank, columns = subject.computer.blank, subject.computer.model.head.out_features
     temperature = subject.prepared.config.training.distillation.temperature
     generator = torch.Generator().manual_seed(0)
     logits_1SV, teacher_1SV = (torch.randn(1, len(MADE_UP), columns, generator=generator) for _ in range(2))
     logits_1SV.requires_grad_()
     log_q_1SV, weights_1S = teacher_1SV.log_softmax(-1), torch.tensor([MADE_UP])
-    for name, function in bound("distillation_loss", training_terms, distillation):
-        nats = function(logits_1SV, log_q_1SV, weights_1S, temperature).sum()
-        (gradient_1SV,) = torch.autograd.grad(nats, logits_1SV)
-        blanks, largest = float(gradient_1SV[:, :, blank].abs().max()), float(gradient_1SV.abs().max())
-        if blanks <= NO_GRADIENT * largest:
-            yield found(
-                "blank_without_gradient",
-                f"The divergence from the teachers ({name}) sends the blank's logit a gradient of at most "
-                f"{blanks:.1e}, the others one of up to {largest:.2g}.",
-                "preflight",
-            )
-            return
-        exact = _divergence(logits_1SV[0].detach(), log_q_1SV[0], temperature)
-        if abs(nats.item() / exact - 1) > 1e-3:
-            yield found(
-                "reduction_mismatch",
-                f"The divergence of {len(MADE_UP)} made-up frames is {nats.item():.4g} ({name}), {exact:.4g} in nats "
-                "of the trial.",
-                "preflight",
-            )
-            return
+    function = subject.computer.branches[DISTILLATION.name].functions["distillation_loss"]
+    nats = function(logits_1SV, log_q_1SV, weights_1S, temperature).sum()
+    (gradient_1SV,) = torch.autograd.grad(nats, logits_1SV)
+    blanks, largest = float(gradient_1SV[:, :, blank].abs().max()), float(gradient_1SV.abs().max())
+    if blanks <= NO_GRADIENT * largest:
+        yield found(
+            "blank_without_gradient",
+            f"The divergence from the teachers sends the blank's logit a gradient of at most "
+            f"{blanks:.1e}, the others one of up to {largest:.2g}.",
+            "preflight",
+        )
+        return
+    exact = _divergence(logits_1SV[0].detach(), log_q_1SV[0], temperature)
+    if abs(nats.item() / exact - 1) > 1e-3:
+        yield found(
+            "reduction_mismatch",
+            f"The divergence of {len(MADE_UP)} made-up frames is {nats.item():.4g}, {exact:.4g} in nats of the trial.",
+            "preflight",
+        )
 
 
 def _divergence(logits_SV: torch.Tensor, log_q_SV: torch.Tensor, temperature: float) -> float:

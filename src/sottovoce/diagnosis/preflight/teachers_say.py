@@ -62,8 +62,8 @@ def what_they_say(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
     trials = [subject.prepared.trial_set.trials[i] for i in chosen]
     if sum(len(trial.labels or ()) for trial in trials) < FEWEST_LABELS:
         return
-    blank = subject.module.blank
-    batch = subject.module.pipeline.evaluate(collate(subject.prepared.trial_set, chosen))
+    blank = subject.computer.blank
+    batch = subject.computer.pipeline.evaluate(collate(subject.prepared.trial_set, chosen))
     logits_KBSV, frames_B, weights_KB = teachers.heard_by_each(batch)
     all_said = []
     for teacher, logits_BSV, weights_B in zip(teachers.teachers, logits_KBSV, weights_KB, strict=True):
@@ -146,7 +146,7 @@ def _blurred(
     subject: Subject, log_q_BSV: torch.Tensor, frames_B: torch.Tensor, trials: Sequence[Trial], all_said: Sequence[Said]
 ) -> Iterator[Finding]:
     """Row H8: their common opinion, decoded, is worse than the mean teacher."""
-    config, blank = subject.prepared.config.training.distillation, subject.module.blank
+    config, blank = subject.prepared.config.training.distillation, subject.computer.blank
     labels = [trial.labels or () for trial in trials]
     together = _error_rate(greedy_ctc(log_q_BSV, frames_B, blank), labels)
     mean = sum(said.rate for said in all_said) / len(all_said)

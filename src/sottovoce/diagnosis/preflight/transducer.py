@@ -54,7 +54,7 @@ class ScriptedHead:
 
 def transducer_answers(subject: Subject) -> Iterator[Finding]:
     """What is wrong with how search and loss move the predictor; nothing to ask where there is no transducer."""
-    if subject.module.model.transducer is None:
+    if subject.computer.model.transducer is None:
         return
     for place, search in bound("greedy_transducer", transducer, inference):
         head = ScriptedHead(0)
@@ -88,7 +88,7 @@ def _blanks_read(place: str, head: ScriptedHead, said: list[int]) -> Iterator[Fi
 
 def _loss_and_search_agree(subject: Subject) -> Iterator[Finding]:
     """The predictor's rows of the loss are those of the search, label by label."""
-    head = subject.module.model.transducer
+    head = subject.computer.model.transducer
     assert head is not None
     device = head.output.weight.device
     labels = torch.tensor([[i for i in range(head.output.out_features) if i != head.blank][:5]], device=device)

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from sottovoce.training.terms import GradientBalance, length_scaled
+from sottovoce.training.balance import GradientBalance
+from sottovoce.training.branches.transducer import length_scaled
 
 
 def test_the_length_scale_is_the_geometric_mean_of_a_trials_own_lengths_and_at_least_5() -> None:
