@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,17 @@ def test_columns_are_selected_checked_and_cached() -> None:
     assert source.reads == 1
     with pytest.raises(DataError, match=r"channel_mismatch.*preprocessor.num_channels=4"):
         PreparedTrials(source, 1, 2, cache=False).signal(0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_trial_stops_with_its_fields(num_workers: int) -> None:
+    """Whoever reads it: PyTorch alone would make a loader process's error anew from its text."""
+
+    class Damaged(Counting):
+        def signal(self, index: int) -> np.ndarray:
+            raise DataError("holds NaN", code="non_finite_features", file="x", trial=f"t{index}")
+
+    loader = step_loader(replace(parts(0, 1, 1), trial_set=Damaged()), num_workers, pin_memory=False)
+    with pytest.raises(DataError, match=r"^x:t\d+: non_finite_features: holds NaN$") as stopped:
+        next(iter(loader))
+    assert (stopped.value.code, stopped.value.file) == ("non_finite_features", "x")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -202,9 +201,8 @@ def _train(scene: Scene, prepared: Prepared, before: Iterable[Finding]) -> None:
 
 
 def _refusal(error: SottovoceError) -> Finding:
-    """The refusal of a data set or configuration as a finding; its code is the one that its message names."""
-    code = re.search(r"(?:^|: )([a-z][a-z0-9]*(?:_[a-z0-9]+)+): ", str(error))
-    return Finding(code.group(1) if code else "refused", "error", str(error), "", "", "preflight")
+    """The refusal of a data set or configuration as a finding."""
+    return Finding(error.code or "refused", "error", str(error), "", "", "preflight")
 
 
 def at(step: int, action: Callable[[StepComputer], Any]) -> Callable[[StepView], None]:

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from sottovoce.core.errors import ConfigurationError
+from sottovoce.core.errors import ConfigurationError, UnknownKeyError
 
 T = TypeVar("T")
 MISSING = "???"
@@ -31,9 +31,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
     known = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
     for key in values:
         if key not in known:
-            raise ConfigurationError(
-                f"unknown configuration key {_join(path, str(key))}{nearest(str(key), known, path)}"
-            )
+            raise UnknownKeyError(_join(path, str(key)), nearest(str(key), known, path))
     built = {key: _convert(hints[key], value, _join(path, key)) for key, value in values.items()}
     instance = cls(**built)
     for name in known:
@@ -84,11 +82,10 @@ def check_key(cls: type[Any], key: str) -> None:
         if typing.get_origin(section) is dict:
             return  # the section that holds this mapping knows its keys
         if not dataclasses.is_dataclass(section):
-            raise ConfigurationError(f"unknown configuration key {key}: {'.'.join(passed)} is a value, not a section")
+            raise UnknownKeyError(key, f": {'.'.join(passed)} is a value, not a section")
         hints = typing.get_type_hints(section)
         if part not in hints:
-            suggestion = nearest(part, list(hints), ".".join(passed), every_key(cls))
-            raise ConfigurationError(f"unknown configuration key {key}{suggestion}")
+            raise UnknownKeyError(key, nearest(part, list(hints), ".".join(passed), every_key(cls)))
         section = _without_none(hints[part])
         passed.append(part)
 

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-import re
+import copyreg
 from pathlib import Path
-from typing import Final
-
-_CODE: Final = re.compile(r"(?:^|: )([a-z][a-z0-9]*(?:_[a-z0-9]+)+): ")
+from typing import Any
 
 
 class SottovoceError(Exception):
     """A problem the user can mend; the message says what was found, what was expected, what to do.
 
-    The command line prints the message on stderr, without a traceback, and exits with `exit_code`.
+    The command line prints it on stderr, without a traceback, and exits with `exit_code`.
+
+    >>> print(DataError("1 value is NaN", code="non_finite_features", file="data.hdf5", trial="trial_0005"))
+    data.hdf5:trial_0005: non_finite_features: 1 value is NaN
     """
 
     exit_code = 2
 
-    @property
-    def code(self) -> str | None:
-        """The code of a fault or cause that the message names, where it names one.
+    def __init__(self, message: str, *, code: str | None = None, file: Path | str = "", trial: str = "") -> None:
+        """`code` names a fault of a data set or a cause of the catalogue; `file` and `trial` say where it is."""
+        super().__init__(message)
+        self.code = code
+        self.file = str(file)
+        self.trial = trial
 
-        >>> DataError("error: data.hdf5:trial_0005: non_finite_features: 1 value is NaN").code
-        'non_finite_features'
-        """
-        named = _CODE.search(str(self))
-        return named[1] if named else None
+    def __str__(self) -> str:
+        where = ":".join(part for part in (self.file, self.trial) if part)
+        return ": ".join(part for part in (where, self.code, self.reason) if part)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without `__init__`, whose arguments subclasses choose: an error crosses from one process to another whole."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
+    @property
+    def reason(self) -> str:
+        """The message alone, without the code and the place that stand before it where it is shown."""
+        return str(self.args[0])
 
 
 class ConfigurationError(SottovoceError):
     """An unknown, contradictory or ineffective configuration key."""
+
+
+class UnknownKeyError(ConfigurationError):
+    """A configuration key that there is not."""
+
+    def __init__(self, key: str, hint: str = "") -> None:
+        """`key` is dotted; `hint` ends the message, e.g. with the nearest key that there is."""
+        super().__init__(f"unknown configuration key {key}{hint}")
+        self.key = key
 
 
 class DataError(SottovoceError):
@@ -53,7 +73,7 @@ class TrainingAborted(SottovoceError):
 
 
 def in_one_line(error: Exception) -> str:
-    """The message, of others' errors with their kind; where a loader process raised it, without PyTorch's traceback.
+    """The message, of others' errors with their kind; where a loader process raised those, without its traceback.
 
     >>> in_one_line(RuntimeError("out of\\nmemory"))
     'RuntimeError: out of memory'

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from sottovoce.core.errors import DataError
+
 Severity = Literal["error", "warning"]
 SHOWN_PER_CODE = 5
 
@@ -27,6 +29,10 @@ class Fault:
     def as_dict(self) -> dict[str, str]:
         """The fault as `check --json` prints it."""
         return asdict(self)
+
+    def as_error(self, more: str = "") -> DataError:
+        """What stops a reader at this fault, its code, file and trial as fields; `more` ends the message."""
+        return DataError(self.message + more, code=self.fault, file=self.file, trial=self.trial)
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.trial}" if self.trial else self.file

@@ -54,7 +54,7 @@ class SymbolTable:
             found = self.index.get(symbol)
             if found is None or found == self.blank:
                 allowed = " ".join(self.printable)
-                raise DataError(f"unknown_symbol: {symbol!r} is not one of the {self.name} ({allowed})")
+                raise DataError(f"{symbol!r} is not one of the {self.name} ({allowed})", code="unknown_symbol")
             ids.append(found)
         return tuple(ids)
 

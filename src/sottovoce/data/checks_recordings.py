@@ -123,7 +123,7 @@ def _text_findings(recording: Recording, segment: Segment, audience: Audience) -
     try:
         target = text_labels(recording.text, audience.symbols, audience.lexicon, recording.trial_id)
     except UnknownSymbolError as error:
-        yield "unknown_symbol", "error", str(error)
+        yield "unknown_symbol", "error", error.reason
         return
     if not target:
         yield "empty_label", "warning", f"the text {recording.text!r} has no word; check that nothing was said"

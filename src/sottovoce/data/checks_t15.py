@@ -194,17 +194,21 @@ def _duplicate(first: dict[bytes, str], name: str, key: str, features: npt.NDArr
         yield Fault(name, key, "duplicate_trial", "warning", message)
 
 
+def _reason(error: Exception) -> str:
+    return error.reason if isinstance(error, DataError) else str(error)
+
+
 def _folder_faults(root: Path, sessions: Sequence[Path], files: Sequence[CheckedFile]) -> Iterator[Fault]:
     data_root = sessions[0].parent
     try:
         corpora = read_block_corpora(data_root)
     except (DataError, OSError, UnicodeDecodeError) as error:
-        yield Fault(DESCRIPTION_FILE, "", "manifest_field", "error", str(error).removeprefix("manifest_field: "))
+        yield Fault(DESCRIPTION_FILE, "", "manifest_field", "error", _reason(error))
         corpora = None
     try:
         read_modes(data_root)
     except (DataError, OSError, UnicodeDecodeError) as error:
-        yield Fault(GROUND_TRUTH_FILE, "", "manifest_field", "error", str(error).removeprefix("manifest_field: "))
+        yield Fault(GROUND_TRUTH_FILE, "", "manifest_field", "error", _reason(error))
     for file in files:
         unmatched = set[int]()
         for trial in file.trials:

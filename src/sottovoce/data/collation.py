@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from sottovoce.core.errors import SottovoceError
 from sottovoce.core.trial import Batch, TrialSet, pad_labels, pad_signals
 from sottovoce.data.sampling import BatchPlan
 
@@ -59,6 +61,15 @@ class StepParts(Dataset[StepPart]):
         return (self.last_step - self.first_step) * self.micro_batches
 
     def __getitem__(self, index: int) -> StepPart:
+        """A part; from a loader process an error too, for `StepLoader` to raise: PyTorch would keep its text alone."""
+        try:
+            return self._part(index)
+        except SottovoceError as error:
+            if get_worker_info() is None:
+                raise
+            return cast(StepPart, error)
+
+    def _part(self, index: int) -> StepPart:
         if not 0 <= index < len(self):
             raise IndexError(index)
         ahead, micro_batch = divmod(index, self.micro_batches)
@@ -70,9 +81,21 @@ class StepParts(Dataset[StepPart]):
         return StepPart(step, micro_batch, positions, collate(self.trial_set, indices.tolist()))
 
 
-def step_loader(parts: StepParts, num_workers: int, pin_memory: bool) -> DataLoader[StepPart]:
+class StepLoader(DataLoader[StepPart]):
+    """Raises what a loader process could not read, with all its fields, when its turn comes."""
+
+    def __iter__(self) -> Iterator[StepPart]:  # type: ignore[override]
+        """The parts in order."""
+        part: Any
+        for part in super().__iter__():
+            if isinstance(part, SottovoceError):
+                raise part
+            yield part
+
+
+def step_loader(parts: StepParts, num_workers: int, pin_memory: bool) -> StepLoader:
     """Parts in order, prepared ahead by `num_workers` processes (0: when they are asked for)."""
-    return DataLoader(
+    return StepLoader(
         parts,
         batch_size=None,
         num_workers=num_workers,

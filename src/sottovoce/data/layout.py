@@ -45,7 +45,7 @@ def detect_layout(path: Path) -> Layout:
     try:
         found = _file_layout(path) if path.is_file() else _folder_layout(path)
         if found is None:
-            raise DataError(_nothing_known(path))
+            raise DataError(_nothing_known(path), code="not_this_layout")
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
     return found
@@ -64,8 +64,8 @@ def require_layout(path: Path, wanted: str, reader: str = "") -> None:
         contrast = f"which {reader} cannot read" if reader else f"expected {_LOOKS_LIKE[wanted]}"
         recipe = f", or train it with recipe={_RECIPES[found]}" if found in _RECIPES else ""
         raise DataError(
-            f"not_this_layout: {path} looks like {_LOOKS_LIKE[found]}, {contrast}; {_WAYS_OUT[wanted]}{recipe}"
-            f"{_not_yet(found)}"
+            f"{path} looks like {_LOOKS_LIKE[found]}, {contrast}; {_WAYS_OUT[wanted]}{recipe}{_not_yet(found)}",
+            code="not_this_layout",
         )
 
 
@@ -77,8 +77,8 @@ def refuse_unread(path: Path, layout: Layout) -> None:
     """
     if layout in NOT_YET:
         raise DataError(
-            f"not_this_layout: {path} looks like {_LOOKS_LIKE[layout]}; give a T15 folder or a folder of recordings"
-            f"{_not_yet(layout)}"
+            f"{path} looks like {_LOOKS_LIKE[layout]}; give a T15 folder or a folder of recordings{_not_yet(layout)}",
+            code="not_this_layout",
         )
 
 
@@ -119,10 +119,10 @@ def _any(path: Path, suffixes: frozenset[str] | set[str], depth: int | None) -> 
 def _nothing_known(path: Path) -> str:
     if path.is_file():
         looked = f"a file ending in {', '.join(sorted(HDF5_SUFFIXES | AUDIO_SUFFIXES))}"
-        return f"not_this_layout: {path} is not {looked}; give one, or the folder of a data set"
+        return f"{path} is not {looked}; give one, or the folder of a data set"
     names = sorted(child.name for child in path.iterdir())
     found = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing: it is empty"
     return (
-        f"not_this_layout: {path} holds no data set: looked for folders t15.YYYY.MM.DD, {', '.join(MANIFESTS)} and "
+        f"{path} holds no data set: looked for folders t15.YYYY.MM.DD, {', '.join(MANIFESTS)} and "
         f"recordings, found {found}; give the folder that holds one of these"
     )

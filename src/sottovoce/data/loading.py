@@ -81,8 +81,11 @@ class PreparedTrials:
             if signal.shape[1] != self._num_channels:
                 trial = self.trials[index]
                 raise DataError(
-                    f"{trial.file}:{trial.key}: channel_mismatch: {signal.shape[1]} channels, {self._num_channels} "
-                    f"expected; set preprocessor.num_channels={signal.shape[1]} or data.channel_stride"
+                    f"{signal.shape[1]} channels, {self._num_channels} expected; set "
+                    f"preprocessor.num_channels={signal.shape[1]} or data.channel_stride",
+                    code="channel_mismatch",
+                    file=trial.file,
+                    trial=trial.key,
                 )
         if self._cache is not None:
             self._cache[index] = signal

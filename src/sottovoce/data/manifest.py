@@ -64,7 +64,7 @@ def find_manifest(root: Path) -> Path | None:
     found = [root / name for name in MANIFESTS if (root / name).is_file()]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        raise DataError(f"manifest_field: {root} holds {names}; keep the one that is right")
+        raise DataError(f"{root} holds {names}; keep the one that is right", code="manifest_field")
     return found[0] if found else None
 
 
@@ -97,9 +97,10 @@ def read_recordings(root: Path, need_text: bool = True) -> tuple[list[Recording]
     faults += of_layout
     if not paired and not recordings:
         raise DataError(
-            f"not_this_layout: {root} holds {len(audio)} recordings whose text is unknown: no {', '.join(MANIFESTS)}, "
+            f"{root} holds {len(audio)} recordings whose text is unknown: no {', '.join(MANIFESTS)}, "
             "no NAME.txt beside a NAME.wav, and no name of the form digit_speaker_take.wav; add a manifest with the "
-            "columns audio,text,speaker"
+            "columns audio,text,speaker",
+            code="not_this_layout",
         )
     return recordings, faults
 

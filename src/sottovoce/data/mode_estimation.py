@@ -71,7 +71,9 @@ class BlockStatistics:
         earlier = next(iter(self._sums.values()), None)
         if earlier is not None and len(earlier.slow_C) != len(slow_C):
             raise DataError(
-                f"{trial.trial_id}: channel_mismatch: {len(slow_C)} channels, earlier trials have {len(earlier.slow_C)}"
+                f"{len(slow_C)} channels, earlier trials have {len(earlier.slow_C)}",
+                code="channel_mismatch",
+                trial=trial.trial_id,
             )
         sums = self._sums.setdefault(block_of(trial), _Sums(np.zeros_like(slow_C), np.zeros_like(fast_C)))
         sums.slow_C += len(wide_TC) * slow_C

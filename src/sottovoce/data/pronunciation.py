@@ -34,7 +34,8 @@ def read_lexicon(path: Path, table: SymbolTable) -> dict[str, tuple[str, ...]]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         reason = error.strerror or "cannot be read"
-        raise DataError(f"unreadable_file: {path}: {reason}; set data.lexicon to a pronouncing dictionary") from error
+        message = f"{path}: {reason}; set data.lexicon to a pronouncing dictionary"
+        raise DataError(message, code="unreadable_file") from error
     lexicon: dict[str, tuple[str, ...]] = {}
     for number, raw in enumerate(lines, 1):
         line = _decode(raw).split(" #")[0].strip()
@@ -47,8 +48,9 @@ def read_lexicon(path: Path, table: SymbolTable) -> dict[str, tuple[str, ...]]:
         outside = [p for p, b in zip(phonemes, bare, strict=True) if b not in table.printable or b == BOUNDARY]
         if outside:
             raise DataError(
-                f"unknown_symbol: {path}, line {number}: {outside[0]!r} of {word!r} is not one of the {table.name} "
-                f"({' '.join(table.printable)}); correct the line or remove it"
+                f"{path}, line {number}: {outside[0]!r} of {word!r} is not one of the {table.name} "
+                f"({' '.join(table.printable)}); correct the line or remove it",
+                code="unknown_symbol",
             )
         if not _ALTERNATIVE.fullmatch(word):
             lexicon.setdefault(word.lower(), bare)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -137,7 +137,7 @@ class RecordingTrials:
         try:
             samples = read_samples(trial.file, segment)
         except AudioError as error:
-            raise DataError(f"{trial.file}: {error.code}: {error.message}") from error
+            raise DataError(error.message, code=error.code, file=trial.file) from error
         if segment.rate_hz != self.sample_rate_hz and len(samples):
             samples = soxr.resample(samples, segment.rate_hz, self.sample_rate_hz)
         if len(samples) != trial.num_steps:
@@ -215,7 +215,7 @@ def open_recordings(
         except AudioError as error:
             faults.append(Fault(recording.name, recording.segment, error.code, "error", error.message))
         except UnknownSymbolError as error:
-            faults.append(Fault(recording.name, recording.segment, "unknown_symbol", "error", str(error)))
+            faults.append(Fault(recording.name, recording.segment, "unknown_symbol", "error", error.reason))
         else:
             found.append((_trial(recording, split, num_steps, labels), segment))
             continue
@@ -240,8 +240,7 @@ def open_recordings(
 def _stop_at_errors(root: Path, faults: Sequence[Fault]) -> None:
     for fault in faults:
         if fault.severity == "error":
-            where = f"{root / fault.file}{':' + fault.trial if fault.trial else ''}"
-            raise DataError(f"{where}: {fault.fault}: {fault.message}")
+            raise replace(fault, file=str(root / fault.file)).as_error()
 
 
 def _trial(recording: Recording, split: Split, num_steps: int, labels: tuple[int, ...] | None) -> Trial:

@@ -80,8 +80,9 @@ def stated_modes(trials: Iterable[Trial]) -> BlockModes | None:
         mode, first = found.setdefault((session, block), (trial.mode, trial.trial_id))
         if mode != trial.mode:
             raise DataError(
-                f"mode_contradiction: block {block} of session {session} is {mode} according to {first} and "
-                f"{trial.mode} according to {trial.trial_id}; the mode is constant within a block: correct the file"
+                f"block {block} of session {session} is {mode} according to {first} and "
+                f"{trial.mode} according to {trial.trial_id}; the mode is constant within a block: correct the file",
+                code="mode_contradiction",
             )
     if not found:
         return None
@@ -106,8 +107,9 @@ def read_mode_file(path: Path, trials: Iterable[Trial]) -> BlockModes:
         block = session, int(number)
         if modes.setdefault(block, float(MODES.index(mode))) != MODES.index(mode):
             raise DataError(
-                f"mode_contradiction: {where}: block {number} of session {session} was {MODES[int(modes[block])]} in "
-                f"an earlier line and is {mode} here"
+                f"{where}: block {number} of session {session} was {MODES[int(modes[block])]} in "
+                f"an earlier line and is {mode} here",
+                code="mode_contradiction",
             )
     if not modes:
         raise DataError(f"{path} labels no block; give a line session,block,mode for each block you know")

@@ -89,20 +89,25 @@ class T15Trials:
             DataError: the file cannot be read, has changed since it was opened, or holds values that are not finite.
         """
         trial = self.trials[index]
-        where = f"{trial.file}:{trial.key}"
         try:
             features = read_features(self._files.open(trial.file), trial.key, self._features[index], trial.num_steps)
         except READ_ERRORS as error:
-            raise DataError(f"{where}: unreadable_file: {unreadable_message(error)}") from error
+            raise _unreadable(trial, "unreadable_file", unreadable_message(error)) from error
         if features.shape != (trial.num_steps, self.num_channels):
             raise DataError(
-                f"{where}: features are {features.shape}, but were {(trial.num_steps, self.num_channels)} when the "
-                "data set was opened; start again, and leave the files alone while a run reads them"
+                f"features are {features.shape}, but were {(trial.num_steps, self.num_channels)} when the data set "
+                "was opened; start again, and leave the files alone while a run reads them",
+                file=trial.file,
+                trial=trial.key,
             )
         problem = non_finite_message(features)
         if problem is not None:
-            raise DataError(f"{where}: non_finite_features: {problem}")
+            raise _unreadable(trial, "non_finite_features", problem)
         return features
+
+
+def _unreadable(trial: Trial, code: str, message: str) -> DataError:
+    return DataError(message, code=code, file=trial.file, trial=trial.key)
 
 
 class _OpenFiles:
@@ -139,7 +144,8 @@ def open_t15(
     """
     folders = find_sessions(root)
     if not folders:
-        raise DataError(f"not_this_layout: {root} holds no folder t15.YYYY.MM.DD; set data.data_root to one that does")
+        message = f"{root} holds no folder t15.YYYY.MM.DD; set data.data_root to one that does"
+        raise DataError(message, code="not_this_layout")
     folders = folders[:max_sessions]
     stored: list[tuple[Path, str, Split, StoredTrial]] = []
     faults: list[Fault] = []
@@ -157,7 +163,7 @@ def open_t15(
 
     errors = tuple(fault for fault in faults if fault.severity == "error")
     if errors and on_fault == "raise":
-        raise DataError(f"{errors[0].file}:{errors[0].trial}: {errors[0].fault}: {errors[0].message}")
+        raise errors[0].as_error()
     bad = {(fault.file, fault.trial) for fault in errors}
     kept = [item for item in stored if (str(item[0]), item[3].key) not in bad]
     if not kept:
@@ -219,11 +225,13 @@ def read_block_corpora(root: Path) -> dict[tuple[str, int], str] | None:
         reader = csv.DictReader(file)
         missing = {"Date", "Block number", "Corpus"} - set(reader.fieldnames or ())
         if missing:
-            raise DataError(f"manifest_field: {path} lacks the column {', '.join(sorted(missing))}; restore the file")
+            lacking = f"{path} lacks the column {', '.join(sorted(missing))}; restore the file"
+            raise DataError(lacking, code="manifest_field")
         corpora = {}
         for row in reader:
             if not row["Block number"].strip().isdigit():
-                raise DataError(f"manifest_field: {path}, line {reader.line_num}: no block number; restore the file")
+                where = f"{path}, line {reader.line_num}"
+                raise DataError(f"{where}: no block number; restore the file", code="manifest_field")
             corpora[f"t15.{row['Date'].replace('-', '.')}", int(row["Block number"])] = row["Corpus"]
     return corpora
 
@@ -245,10 +253,10 @@ def read_modes(root: Path) -> dict[tuple[str, str, str], _Mode]:
                 trial, mode = record["trial"], record["mode"]
                 key = (record["session"], record["split"], f"trial_{trial:04d}" if isinstance(trial, int) else trial)
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"manifest_field: {path}, line {number}: {error!r}; write it again or remove it"
-                ) from error
+                message = f"{path}, line {number}: {error!r}; write it again or remove it"
+                raise DataError(message, code="manifest_field") from error
             if mode not in ("silent", "vocalised"):
-                raise DataError(f"manifest_field: {path}, line {number}: mode {mode!r} is neither silent nor vocalised")
+                message = f"{path}, line {number}: mode {mode!r} is neither silent nor vocalised"
+                raise DataError(message, code="manifest_field")
             modes[key] = mode
     return modes

@@ -35,7 +35,7 @@ def align_ctc(
     num_frames, num_labels = len(log_probs_SV), len(labels)
     needed = ctc_frames_needed(labels)
     if needed > num_frames:
-        raise DataError(f"ctc_infeasible: {num_labels} labels need {needed} frames, the trial has {num_frames}")
+        raise DataError(f"{num_labels} labels need {needed} frames, the trial has {num_frames}", code="ctc_infeasible")
     if num_frames == 0:
         return [], 0.0
     states = np.full(2 * num_labels + 1, blank)

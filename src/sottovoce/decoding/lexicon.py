@@ -69,7 +69,7 @@ class Lexicon:
                 try:
                     ids.append(table.encode(symbols))
                 except DataError as error:
-                    raise DataError(f"the lexicon's word {word!r}: {error}") from error
+                    raise DataError(f"{error.reason} (the lexicon's word {word!r})", code=error.code) from error
                 words.append(word)
         return cls(tuple(words), tuple(ids))
 

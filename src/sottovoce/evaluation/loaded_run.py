@@ -164,7 +164,7 @@ class LoadedRun:
             return self.model.output_lengths(pipeline.shortest_length(trial.num_steps, training=False))
 
         if faults := infeasible_trials(trials, frames):
-            raise DataError(str(next(iter(faults.values()))))
+            raise next(iter(faults.values())).as_error()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         found = run_model(
             self.model.to(device),

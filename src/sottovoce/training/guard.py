@@ -266,8 +266,9 @@ class GradientGuard:
             return ()
         if lost := self._buffers.without_copy(model):
             raise TrainingAborted(
-                f"poisoned_weights: {_shortened(lost)}: the buffers hold NaN after the first step seen and nothing "
-                "was kept to roll back to; call keep(parameters, optimizer, model) before the first step"
+                f"{_shortened(lost)}: the buffers hold NaN after the first step seen and nothing "
+                "was kept to roll back to; call keep(parameters, optimizer, model) before the first step",
+                code="poisoned_weights",
             )
         return tuple(self._buffers.after_bad_step(model))
 
@@ -282,7 +283,7 @@ class GradientGuard:
         assert self.last_skip is not None
         if self._copy is None or not self.can_roll_back:
             why = "nothing was kept to roll back to" if self._copy is None else f"again after {self.roll_backs} returns"
-            raise TrainingAborted(f"poisoned_weights: {self.last_skip.evidence}: not finite; {why}")
+            raise TrainingAborted(f"{self.last_skip.evidence}: not finite; {why}", code="poisoned_weights")
         self.roll_backs += 1
         self.last_skip = replace(self.last_skip, lost=KeptState.of(parameters, self._copy.optimizer))
         self._copy.put_back(parameters)

@@ -36,13 +36,14 @@ class NoUsableTrials(DataError):
 
     def __init__(self, data_root: str, faults: Sequence[Fault]) -> None:
         """`faults`: why each trial or file was left out; none of a data set that has no training trial at all."""
-        why = ""
+        why, code = "", None
         errors = [fault for fault in faults if fault.severity == "error"] or list(faults)
         if errors:
             counts = Counter(fault.fault for fault in errors).most_common()
-            often = next(fault for fault in errors if fault.fault == counts[0][0])
+            code = counts[0][0]
+            often = next(fault for fault in errors if fault.fault == code)
             why = f" ({', '.join(f'{count} × {code}' for code, count in counts)}); {often}"
-        super().__init__(f"{data_root} has no {'usable ' if why else ''}training trial{why}")
+        super().__init__(f"{data_root} has no {'usable ' if why else ''}training trial{why}", code=code)
         self.faults = tuple(faults)
 
 
@@ -202,7 +203,7 @@ def check_data(config: RunConfig, progress: Callable[[int, int], None] | None = 
 def _raise_first(faults: Sequence[Fault]) -> None:
     if faults:
         others = f" ({len(faults) - 1} more: see sottovoce check)" if len(faults) > 1 else ""
-        raise DataError(f"{faults[0]}{others}")
+        raise faults[0].as_error(others)
 
 
 def _filled_in(config: RunConfig, num_sessions: int, table: SymbolTable) -> RunConfig:

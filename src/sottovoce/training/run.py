@@ -150,9 +150,10 @@ def _refuse_lost(run_dir: Path) -> None:
     best = last.with_name("best")
     other = f"; sottovoce evaluate {run_dir} uses {best}" if has_checkpoint(best) else ""
     raise TrainingAborted(
-        f"poisoned_weights: not finite in {last}: {named}{more}; nothing was changed. The guard saves no such weights: "
+        f"not finite in {last}: {named}{more}; nothing was changed. The guard saves no such weights: "
         f"the file was altered or damaged. Put an older copy of {last} in its place, or remove it to begin at step 0"
-        f"{other}"
+        f"{other}",
+        code="poisoned_weights",
     )
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 import sottovoce
 from sottovoce.core.checkpoints import has_checkpoint, read_state
 from sottovoce.core.configuration import build
-from sottovoce.core.errors import CheckpointError, ConfigurationError, NewerVersionError
+from sottovoce.core.errors import CheckpointError, ConfigurationError, NewerVersionError, UnknownKeyError
 from sottovoce.core.findings import SEVERITIES
 from sottovoce.diagnosis.causes import causes
 from sottovoce.diagnosis.explainer.run_record import Evaluated, RunRecord, SavedState
@@ -110,13 +110,13 @@ def _config(run_dir: Path) -> dict[str, Any]:
 def _built(run_dir: Path, values: dict[str, Any], environment: dict[str, Any]) -> RunConfig | None:
     try:
         return build(RunConfig, values)
-    except ConfigurationError as error:
-        if "unknown configuration key" in str(error):
-            version = environment.get("sottovoce", "unknown")
-            raise CheckpointError(
-                f"{run_dir / CONFIG_FILE} is of another version of sottovoce ({version}): "
-                f"{str(error).split(';')[0]}; update sottovoce"
-            ) from error
+    except UnknownKeyError as error:
+        version = environment.get("sottovoce", "unknown")
+        raise CheckpointError(
+            f"{run_dir / CONFIG_FILE} is of another version of sottovoce ({version}): "
+            f"unknown configuration key {error.key}; update sottovoce"
+        ) from error
+    except ConfigurationError:
         return None
 
 
