@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.trial import Batch, Trial
 from sottovoce.data.collation import collate
 from sottovoce.features.augmentation import Draws
-from sottovoce.features.config import AugmentationConfig, LogMelConfig, MaskConfig, PreprocessorConfig
+from sottovoce.features.config import AugmentationConfig, MaskConfig, PreprocessorConfig
 from sottovoce.features.pipeline import FeaturePipeline
 
 CHANNELS = 6
@@ -64,28 +63,6 @@ def test_training_without_augmentation_is_evaluation() -> None:
     evaluated = pipeline.evaluate(collate(Trials(), [0, 1, 2]))
     assert torch.equal(trained.signal, evaluated.signal)
     assert torch.equal(trained.lengths_B, evaluated.lengths_B)
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-@pytest.mark.parametrize("sigma", [0.0, 2.0])
-def test_streaming_equals_evaluation(chunk: int, sigma: float) -> None:
-    pipeline = FeaturePipeline(PreprocessorConfig(CHANNELS, smoothing_sigma_bins=sigma))
-    trials = Trials()
-    for i in range(3):
-        stream, signal = pipeline.stream(), torch.from_numpy(trials.signal(i))
-        pieces = [stream.push(signal[start : start + chunk]) for start in range(0, len(signal), chunk)]
-        streamed = torch.cat([*pieces, stream.finish()])
-        assert torch.allclose(streamed, rows(pipeline.evaluate(collate(trials, [i])))[0], atol=1e-6)
-    assert pipeline.stream().delay_bins == (4 if sigma else 0)
-
-
-def test_what_needs_the_whole_trial_cannot_be_streamed() -> None:
-    for preprocessor in (
-        PreprocessorConfig(CHANNELS, normalisation="trial"),
-        PreprocessorConfig(log_mel=LogMelConfig()),
-    ):
-        with pytest.raises(ConfigurationError, match="cannot be streamed"):
-            FeaturePipeline(preprocessor).stream()
 
 
 def test_augmentation_is_a_function_of_seed_step_and_position() -> None:

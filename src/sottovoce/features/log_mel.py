@@ -89,7 +89,12 @@ def _unwarp(hz_E: torch.Tensor, factor_B: torch.Tensor, high_hz: float) -> torch
 
 
 @lru_cache(maxsize=8)
-def _window(config: LogMelConfig) -> torch.Tensor:
+def analysis_window(config: LogMelConfig) -> torch.Tensor:
+    """The Hann window that every frame is multiplied by, at most `num_fft` samples; shared, not to be changed.
+
+    Raises:
+        ConfigurationError: it is longer than `num_fft`.
+    """
     length = round(config.window_ms * config.sample_rate_hz / 1000)
     if length > config.num_fft:
         raise ConfigurationError(
@@ -122,7 +127,7 @@ def log_mel(
     emphasised = signal_BN.clone()
     emphasised[:, 1:] -= config.pre_emphasis * signal_BN[:, :-1]
     emphasised *= valid_mask(lengths_B, signal_BN.shape[1])
-    window = _window(config).to(signal_BN.device)
+    window = analysis_window(config).to(signal_BN.device)
     spectrum_BFT = torch.stft(
         emphasised,
         config.num_fft,
@@ -134,10 +139,17 @@ def log_mel(
         return_complex=True,
     )
     num_frames = log_mel_length(signal_BN.shape[1], hop)
-    power_BTF = torch.view_as_real(spectrum_BFT[:, :, :num_frames]).square().sum(-1).transpose(1, 2)
-    plain_FC = _filterbank(config, num_bands)
-    bank = plain_FC.to(signal_BN.device) if formant_B is None else warped_filterbanks(config, num_bands, formant_B)
-    with torch.autocast(signal_BN.device.type, enabled=False):  # bfloat16 would blur the spectrum by 0.4 %
-        features_BTC = (power_BTF @ bank + LOG_FLOOR).log()
+    features_BTC = log_mel_bands(spectrum_BFT[:, :, :num_frames].transpose(1, 2), config, num_bands, formant_B)
     frames_B = log_mel_length(lengths_B, hop)
     return features_BTC * valid_mask(frames_B, num_frames)[:, :, None], frames_B
+
+
+def log_mel_bands(
+    spectrum_BTF: torch.Tensor, config: LogMelConfig, num_bands: int, formant_B: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Complex spectra [B, T, F] to the logarithm of each band's power [B, T, C]."""
+    power_BTF = torch.view_as_real(spectrum_BTF).square().sum(-1)
+    plain_FC = _filterbank(config, num_bands)
+    bank = plain_FC.to(spectrum_BTF.device) if formant_B is None else warped_filterbanks(config, num_bands, formant_B)
+    with torch.autocast(spectrum_BTF.device.type, enabled=False):  # bfloat16 would blur the spectrum by 0.4 %
+        return (power_BTF @ bank + LOG_FLOOR).log()

@@ -1,23 +1,30 @@
 """The feature pipeline: one ordered list of operations with a training, an evaluation and a streaming view.
 
 Training: [speed] → front end → gain, noise, offset, random walk → cut → smoothing → normalisation → masks.
-Evaluation: front end → smoothing → normalisation. Streaming: the same, bin by bin.
+Evaluation: front end → smoothing → normalisation. Streaming (`start`, `step`, `finish`): the same, piece by piece.
 Legend: B trials, T bins, N samples, C channels.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
-from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.lengths import log_mel_length
+from sottovoce.core.streams import WholeTrialPart, check_chunk, check_open, check_streams
 from sottovoce.core.trial import Batch
 from sottovoce.features.augmentation import Draws, add_noise, apply_masks, cut_front, zero_padding
 from sottovoce.features.config import AugmentationConfig, LogMelConfig, PreprocessorConfig
 from sottovoce.features.log_mel import log_mel
+from sottovoce.features.log_mel_stream import (
+    LogMelState,
+    finish_log_mel,
+    log_mel_chunk,
+    log_mel_latency_samples,
+    start_log_mel,
+)
 from sottovoce.features.normalisation import normalise
 from sottovoce.features.smoothing import (
     SmoothingState,
@@ -28,6 +35,18 @@ from sottovoce.features.smoothing import (
     start_smoothing,
 )
 from sottovoce.features.waveform import perturb_speed, resampled_length, uniform_factor
+
+
+@dataclass(frozen=True)
+class FeatureState:
+    """What the features of a trial's next pieces need of the past: a value of bounded size, never changed in place."""
+
+    log_mel: LogMelState | None = None
+    """None: the trial arrives as bins."""
+    smoothing: SmoothingState | None = None
+    """None: there is no smoothing."""
+    ended: bool = False
+    """Nothing may follow."""
 
 
 class FeaturePipeline:
@@ -60,18 +79,73 @@ class FeaturePipeline:
             num_steps = log_mel_length(num_steps, config.hop_samples)
         return num_steps - (self.augmentation.random_cut_bins if training else 0)
 
-    def stream(self) -> FeatureStream:
-        """A view for one trial that arrives piece by piece.
+    @property
+    def whole_trial_parts(self) -> tuple[WholeTrialPart, ...]:
+        """What keeps the features from being computed while a trial arrives; empty: they can be."""
+        kind = self.preprocessor.normalisation
+        reason = "takes the mean and deviation of the whole trial; set preprocessor.normalisation=none and train anew"
+        return (WholeTrialPart(f"preprocessor.normalisation={kind}", reason),) if kind != "none" else ()
+
+    @property
+    def latency_bins(self) -> int:
+        """Bins (frames of a waveform) that the smoothing waits for before one comes out."""
+        return len(self.taps) // 2
+
+    @property
+    def latency_samples(self) -> int:
+        """Samples of a waveform that must have arrived, from a frame's first on, before it goes to the smoothing."""
+        config = self.preprocessor.log_mel
+        return log_mel_latency_samples(config) if config is not None else 0
+
+    def start(self, device: torch.device | str = "cpu") -> FeatureState:
+        """State before the first piece of a trial, whose pieces will be on `device`.
 
         Raises:
             ConfigurationError: the features need the whole trial.
         """
-        if self.preprocessor.log_mel is not None or self.preprocessor.normalisation != "none":
-            raise ConfigurationError(
-                "these features cannot be streamed: preprocessor.normalisation and preprocessor.log_mel need the whole "
-                "recording"
-            )
-        return FeatureStream(self.preprocessor.num_channels, self.taps)
+        check_streams(self.whole_trial_parts)
+        config = self.preprocessor.log_mel
+        return FeatureState(
+            start_log_mel(config, device) if config is not None else None,
+            start_smoothing(self.preprocessor.num_channels, self.taps, device) if self.taps else None,
+        )
+
+    def step(self, state: FeatureState, chunk: torch.Tensor) -> tuple[FeatureState, torch.Tensor]:
+        """The state after `chunk` and the features [T, C] that it completes; all together they are `evaluate`'s.
+
+        Args:
+            chunk: any number of bins [T, C], or of samples [N] at the front end's rate.
+
+        Raises:
+            DataError: the chunk has another number of channels or a value that is not finite, or the trial has ended.
+        """
+        check_open(state.ended)
+        config, num_channels = self.preprocessor.log_mel, self.preprocessor.num_channels
+        spectrum, smoothing, features = state.log_mel, state.smoothing, chunk
+        if config is not None and spectrum is not None:
+            check_chunk(chunk, [None], "[samples]")
+            spectrum, features = log_mel_chunk(spectrum, chunk, config, num_channels)
+        else:
+            check_chunk(chunk, [None, num_channels], "[bins, channels]")
+        if smoothing is not None:
+            smoothing, features = smooth_chunk(smoothing, features, self.taps)
+        return FeatureState(spectrum, smoothing), features
+
+    def finish(self, state: FeatureState) -> tuple[FeatureState, torch.Tensor]:
+        """The state of an ended trial, and its last features [T, C].
+
+        Raises:
+            DataError: the trial has ended already.
+        """
+        check_open(state.ended)
+        config, num_channels = self.preprocessor.log_mel, self.preprocessor.num_channels
+        features = torch.zeros(0, num_channels)
+        if config is not None and state.log_mel is not None:
+            features = finish_log_mel(state.log_mel, config, num_channels)
+        if state.smoothing is not None:
+            smoothing, features = smooth_chunk(state.smoothing, features, self.taps)
+            features = torch.cat([features, finish_smoothing(smoothing, self.taps)])
+        return FeatureState(ended=True), features
 
     def _run(self, batch: Batch, draws: Draws | None) -> Batch:
         signal, lengths_B = batch.signal, batch.lengths_B
@@ -105,30 +179,3 @@ class FeaturePipeline:
             factors = [uniform_factor(self.augmentation.formant, generator) for generator in draws.trials]
             formant_B = torch.tensor(factors, device=signal_BN.device)
         return log_mel(signal_BN, lengths_B, config, self.preprocessor.num_channels, formant_B)
-
-
-class FeatureStream:
-    """The evaluation view of one trial, piece by piece; all pieces together equal the whole."""
-
-    def __init__(self, num_channels: int, taps: tuple[float, ...]) -> None:
-        self._taps = taps
-        self._num_channels = num_channels
-        self._smoothing: SmoothingState | None = start_smoothing(num_channels, taps) if taps else None
-
-    @property
-    def delay_bins(self) -> int:
-        """Bins by which the output lags the input."""
-        return len(self._taps) // 2
-
-    def push(self, chunk_TC: torch.Tensor) -> torch.Tensor:
-        """Features that are final once `chunk_TC` (any number of bins) has arrived."""
-        if self._smoothing is None:
-            return chunk_TC
-        self._smoothing, features_TC = smooth_chunk(self._smoothing, chunk_TC, self._taps)
-        return features_TC
-
-    def finish(self) -> torch.Tensor:
-        """The last features, when the trial has ended."""
-        if self._smoothing is None:
-            return torch.zeros(0, self._num_channels)
-        return finish_smoothing(self._smoothing, self._taps)

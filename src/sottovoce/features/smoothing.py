@@ -56,10 +56,10 @@ class SmoothingState:
     """Outputs still to be dropped because they lie before the first bin."""
 
 
-def start_smoothing(num_channels: int, taps: tuple[float, ...]) -> SmoothingState:
+def start_smoothing(num_channels: int, taps: tuple[float, ...], device: torch.device | str = "cpu") -> SmoothingState:
     """State before the first bin."""
     half = len(taps) // 2
-    return SmoothingState(torch.zeros(2 * half, num_channels), half)
+    return SmoothingState(torch.zeros(2 * half, num_channels, device=device), half)
 
 
 def smooth_chunk(
@@ -70,11 +70,11 @@ def smooth_chunk(
     window = torch.cat([state.recent, chunk_TC])
     smoothed = smooth(window[None], taps)[0, half : half + len(chunk_TC)]
     dropped = min(state.warming_up, len(smoothed))
-    return SmoothingState(window[len(chunk_TC) :], state.warming_up - dropped), smoothed[dropped:]
+    return SmoothingState(window[len(chunk_TC) :].clone(), state.warming_up - dropped), smoothed[dropped:]
 
 
 def finish_smoothing(state: SmoothingState, taps: tuple[float, ...]) -> torch.Tensor:
     """The last bins, which saw zeros beyond the end of the trial."""
     half = len(taps) // 2
-    _, smoothed = smooth_chunk(state, torch.zeros(half, state.recent.shape[1]), taps)
+    _, smoothed = smooth_chunk(state, state.recent.new_zeros(half, state.recent.shape[1]), taps)
     return smoothed
