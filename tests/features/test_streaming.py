@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.core.errors import ConfigurationError, DataError
@@ -44,6 +44,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+@settings(deadline=None, max_examples=40)
 @given(data=st.data(), bins=st.integers(1, 40), sigma=st.sampled_from([0.0, 0.5, 2.0]))
 def test_binned_features(data: st.DataObject, bins: int, sigma: float) -> None:
     pipeline = FeaturePipeline(PreprocessorConfig(CHANNELS, smoothing_sigma_bins=sigma))
@@ -52,6 +53,7 @@ def test_binned_features(data: st.DataObject, bins: int, sigma: float) -> None:
     torch.testing.assert_close(found, whole(pipeline, signal), atol=1e-6, rtol=1e-6)
 
 
+@settings(deadline=None, max_examples=40)
 @given(data=st.data(), samples=st.integers(1, 2400), sigma=st.sampled_from([0.0, 2.0]))
 @pytest.mark.parametrize("config", SPECTRA)
 def test_the_spectrum_of_a_waveform(config: LogMelConfig, data: st.DataObject, samples: int, sigma: float) -> None:

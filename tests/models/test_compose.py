@@ -4,9 +4,10 @@ import pytest
 from torch import nn
 
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.models.compose import COMPONENTS, ENCODERS, DecoderModel, ModelConfig, build_model
+from sottovoce.models.compose import COMPONENTS, DecoderModel, ModelConfig, build_model
 from sottovoce.models.conv import ConvConfig
 from sottovoce.models.encoder import Encoder
+from sottovoce.models.encoders import ENCODERS
 from sottovoce.models.flow_bridge import FlowBridgeConfig
 from sottovoce.models.gru import GRUConfig
 from sottovoce.models.session_adapter import SessionAdapterConfig

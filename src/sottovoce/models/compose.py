@@ -1,6 +1,6 @@
 """The decoder model: [flow bridge →] session adapter → stem → patching → encoder → heads.
 
-Any encoder goes with any head. A new encoder is a file beside this one, a line of `ENCODERS` and a field of
+Any encoder goes with any head. A new encoder is a file beside this one, a line of `encoders.ENCODERS` and a field of
 `ModelConfig`, which keeps the sections of the configuration typed.
 
 Legend: B trials, T bins, C channels, S frames, E encoder size, V symbols.
@@ -17,42 +17,24 @@ from torch import nn
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.lengths import Lengths
-from sottovoce.models.conv import ConvConfig, ConvEncoder
+from sottovoce.core.streams import WholeTrialPart, check_streams
+from sottovoce.models.conv import ConvConfig
 from sottovoce.models.ctc_head import CTCHead
 from sottovoce.models.encoder import Conditioner, Encoder, Modulation
+from sottovoce.models.encoders import ENCODERS, EncoderKind
 from sottovoce.models.flow_bridge import FlowBridge, FlowBridgeConfig
-from sottovoce.models.gru import GRUConfig, GRUEncoder
-from sottovoce.models.patching import PatchConfig, patches
+from sottovoce.models.gru import GRUConfig
+from sottovoce.models.patching import PatchConfig, patch_chunk, patches
 from sottovoce.models.session_adapter import SessionAdapter, SessionAdapterConfig
 from sottovoce.models.speaking_mode import ModeConditioner, ModeOutput, SpeakingModeConfig, SpeakingModeHead
-from sottovoce.models.ssm import SSMEncoder
 from sottovoce.models.ssm_config import SSMConfig
 from sottovoce.models.stem import Stem, StemConfig
+from sottovoce.models.streams import StreamState
 from sottovoce.models.transducer import TransducerConfig, TransducerHead
-from sottovoce.models.transformer import TransformerConfig, TransformerEncoder
+from sottovoce.models.transformer import TransformerConfig
 
 COMPONENTS: Final = ("preprocessor", "encoder", "ctc_decoder", "rnnt_decoder", "mode_head", "flow_bridge")
 """What the stages of a curriculum freeze and train, in their usual order; each part of the model names its own."""
-
-
-@dataclass(frozen=True)
-class EncoderKind:
-    """One kind of encoder."""
-
-    section: str
-    """Of the configuration: a field of `ModelConfig`."""
-    config: type
-    """Class of that section."""
-    encoder: type[Encoder]
-    """Made from its section and the size of its input frames."""
-
-
-ENCODERS: Final = (
-    EncoderKind("gru", GRUConfig, GRUEncoder),
-    EncoderKind("conv", ConvConfig, ConvEncoder),
-    EncoderKind("ssm", SSMConfig, SSMEncoder),
-    EncoderKind("transformer", TransformerConfig, TransformerEncoder),
-)
 
 
 @dataclass(frozen=True)
@@ -229,6 +211,58 @@ class DecoderModel(nn.Module):
             return modulation
 
         return conditioner
+
+    @property
+    def whole_trial_parts(self) -> tuple[WholeTrialPart, ...]:
+        """What keeps the model from computing frames while a trial arrives; empty: `start_state` and `step` work."""
+        flow_bridge = self.flow_bridge if self.use_flow_bridge else None
+        parts = (("flow_bridge", flow_bridge), ("stem", self.stem), ("speaking_mode", self.mode_conditioner))
+        found = [WholeTrialPart(f"model.{name}", part.needs_whole_trial) for name, part in parts if part is not None]
+        if self.encoder.needs_whole_trial:
+            found.append(WholeTrialPart(f"model.{self.config.encoder_kind.section}", self.encoder.needs_whole_trial))
+        return tuple(found)
+
+    def start_state(self, batch_size: int, session: int | torch.Tensor = 0) -> StreamState:
+        """State before the first bin of `batch_size` streams; `session` (one for all, or [B]) picks their adapters.
+
+        Raises:
+            ConfigurationError: parts of the model need the whole trial, or there is no adapter for a session.
+        """
+        check_streams(self.whole_trial_parts)
+        weight = self.head.weight
+        session_B = torch.as_tensor(session, device=weight.device).expand(batch_size).long()
+        if self.session_adapter is not None:
+            self.session_adapter.check(session_B)
+        waiting_BTC = weight.new_zeros(batch_size, 0, _required(self.config, "num_channels"))
+        return StreamState(session_B, torch.zeros_like(session_B), waiting_BTC, self.encoder.start(batch_size))
+
+    def step(
+        self, state: StreamState, chunk_BTC: torch.Tensor, lengths_B: torch.Tensor | None = None
+    ) -> tuple[StreamState, Encoded]:
+        """The state after a chunk of features, and the frames that it completes: all together they are `encode`'s.
+
+        In evaluation mode; bins at the end that fill no patch give no frame, as in `encode`.
+
+        Args:
+            chunk_BTC: any number of bins of every stream.
+            lengths_B: valid bins of each, if not all of the chunk; a stream with fewer than another ends with it.
+
+        Raises:
+            DataError: see `StreamState.valid_part`.
+        """
+        x, lengths_B = state.valid_part(chunk_BTC, lengths_B, _required(self.config, "num_channels"))
+        received_B = state.received_B + lengths_B
+        frames_B = self.output_lengths(received_B) - self.output_lengths(state.received_B)
+        if self.session_adapter is not None:
+            x = self.session_adapter(x, state.session_B)
+        waiting, encoder = state.waiting_BTC, state.encoder
+        if self.config.patch is not None:
+            waiting, x = patch_chunk(waiting, x, self.config.patch)
+        if x.shape[1]:
+            encoder, y_BSE = self.encoder.step(encoder, x)
+        else:
+            y_BSE = x.new_zeros(len(x), 0, self.encoder.output_size)
+        return StreamState(state.session_B, received_B, waiting, encoder), Encoded(y_BSE, frames_B)
 
     def ctc_logits(self, encoded: Encoded) -> torch.Tensor:
         """Logits [B, S, V] of the CTC head."""

@@ -10,6 +10,7 @@ Dimension legend: B trials in a batch, T input bins, S output frames, D input ch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -127,6 +128,14 @@ class ConvEncoder(Encoder):
         """Frames that come out of `lengths` bins: one for every started `stride` bins."""
         kernel = self.config.input_kernel_size
         return conv_length(lengths, kernel, self.config.stride, padding=kernel // 2)
+
+    def start(self, batch_size: int) -> NoReturn:
+        """Raise ConfigurationError: centred convolutions need what comes after a frame."""
+        raise ConfigurationError(f"model.conv: {self.needs_whole_trial}")
+
+    def step(self, state: Any, x_BSD: torch.Tensor) -> NoReturn:
+        """Raise ConfigurationError, as `start` does."""
+        self.start(len(x_BSD))
 
     def forward(self, x_BTD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames [B, S, E], 0 beyond each trial's end, and the valid frames of each trial."""

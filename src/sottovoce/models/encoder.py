@@ -47,6 +47,8 @@ class Encoder(nn.Module, ABC):
     """A setting of the encoder lets its frames depend on later ones: to be causal is a choice."""
     compares_frames: ClassVar[bool] = False
     """Keeps something for each pair of a trial's frames: memory grows with the square of their number."""
+    state_grows: ClassVar[bool] = False
+    """What `step` remembers grows with the frames of the trial, until `start` begins another."""
     output_size: int
     """E."""
 
@@ -58,7 +60,24 @@ class Encoder(nn.Module, ABC):
     @property
     @abstractmethod
     def needs_whole_trial(self) -> str:
-        """Why the frames cannot be computed while the trial arrives, and what to set; empty where they can."""
+        """Why `step` cannot compute frames while the trial arrives, and what to set; empty where it can."""
+
+    @abstractmethod
+    def start(self, batch_size: int) -> Any:
+        """State before the first frame of `batch_size` streams: tensors, in tuples where there are several.
+
+        Raises:
+            ConfigurationError: the encoder needs the whole trial.
+        """
+
+    @abstractmethod
+    def step(self, state: Any, x_BSD: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """The state after some more frames, at least one, and their outputs [B, S', E]; carried on, they are
+        `forward`'s. The state it is given stays as it is.
+
+        Raises:
+            ConfigurationError: the encoder needs the whole trial.
+        """
 
     @abstractmethod
     def output_lengths(self, lengths: Lengths) -> Lengths:

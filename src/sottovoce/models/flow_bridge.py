@@ -67,6 +67,10 @@ class FlowBridge(nn.Module):
     """
 
     component: ClassVar[str] = "flow_bridge"
+    needs_whole_trial: ClassVar[str] = (
+        "its norms average over the whole trial; decode without it (model.use_flow_bridge = False)"
+    )
+    """Why its features cannot be computed while a trial arrives, and what to set."""
 
     def __init__(self, config: FlowBridgeConfig, num_channels: int) -> None:
         super().__init__()

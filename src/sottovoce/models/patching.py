@@ -38,3 +38,18 @@ def patches(signal_BTC: torch.Tensor, config: PatchConfig) -> torch.Tensor:
     """[B, S, size·C], each patch flattened time-major: column k·C + c is bin k, channel c (nejm-brain-to-text)."""
     windows_BSCK = signal_BTC.unfold(1, config.size, config.stride)
     return windows_BSCK.transpose(2, 3).flatten(2)
+
+
+def patch_chunk(
+    waiting_BTC: torch.Tensor, chunk_BTC: torch.Tensor, config: PatchConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bins that later patches need, and the patches [B, S, size·C] that `chunk_BTC` completes.
+
+    `waiting_BTC` are the bins that the last call left, none before the first; at most `size - 1` wait.
+    """
+    bins_BTC = torch.cat([waiting_BTC, chunk_BTC], 1)
+    num_frames = config.output_lengths(bins_BTC.shape[1])
+    used = num_frames * config.stride
+    if not num_frames:
+        return bins_BTC, bins_BTC.new_zeros(len(bins_BTC), 0, config.size * bins_BTC.shape[2])
+    return bins_BTC[:, used:].clone(), patches(bins_BTC, config)

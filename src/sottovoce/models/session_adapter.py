@@ -43,6 +43,15 @@ class SessionAdapter(nn.Module):
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(1, num_channels)) for _ in range(num_sessions))
         self.dropout = Dropout(config.dropout)
 
+    def check(self, session_B: torch.Tensor) -> None:
+        """Raise ConfigurationError where there is no adapter for one of the sessions."""
+        known = len(self.weights)
+        if not bool(((session_B >= 0) & (session_B < known)).all()):
+            raise ConfigurationError(
+                f"session {session_B.tolist()}: the model has adapters of {known} sessions, 0 to {known - 1}; take one "
+                "of these, or train with model.session_adapter=null"
+            )
+
     def forward(self, signal_BTC: torch.Tensor, session_B: torch.Tensor) -> torch.Tensor:
         """Adapted features [B, T, C]; `session_B` indexes the data set's sessions."""
         sessions = session_B.tolist()

@@ -148,6 +148,10 @@ class ModeConditioner(nn.Module):
     """
 
     component: ClassVar[str] = "mode_head"
+    needs_whole_trial: ClassVar[str] = (
+        "the mode that modulates the encoder is that of the whole trial; train with model.speaking_mode=null"
+    )
+    """Why what it modulates cannot be computed while a trial arrives, and what to set."""
 
     def __init__(self, encoder_size: int) -> None:
         super().__init__()

@@ -47,7 +47,11 @@ class SSMEncoder(Encoder):
     @property
     def needs_whole_trial(self) -> str:
         """Layers of both directions begin at the trial's end."""
-        return "" if self.causal else "model.ssm.bidirectional=true reads the trial backwards too; set it to false"
+        return (
+            ""
+            if self.causal
+            else "bidirectional=true reads trials from their end too; train with model.ssm.bidirectional=false"
+        )
 
     def output_lengths(self, lengths: Lengths) -> Lengths:
         """State-space layers keep the frame rate."""
@@ -113,13 +117,9 @@ class SSMEncoder(Encoder):
         return tuple(states), self.output_norm(hidden_BSE)
 
     def _causal_layers(self) -> list[CausalLayer]:
-        layers = [layer for layer in self.layers if isinstance(layer, CausalLayer)]
-        if not layers:
-            raise ConfigurationError(
-                "model.ssm.bidirectional=true: such an encoder needs the whole trial and cannot decode a stream; "
-                "train one with model.ssm.bidirectional=false"
-            )
-        return layers
+        if self.needs_whole_trial:
+            raise ConfigurationError(f"model.ssm: {self.needs_whole_trial}")
+        return [layer for layer in self.layers if isinstance(layer, CausalLayer)]
 
 
 class Block(nn.Module):

@@ -60,6 +60,10 @@ class Stem(nn.Module):
     """Features [B, T, C] → frames [B, S, E]; needs the whole trial, because the gate takes its mean."""
 
     component: ClassVar[str] = "preprocessor"
+    needs_whole_trial: ClassVar[str] = (
+        "its gate takes the mean of the whole trial and its convolution is centred; train with model.stem=null"
+    )
+    """Why its frames cannot be computed while a trial arrives, and what to set."""
 
     def __init__(self, config: StemConfig, num_channels: int) -> None:
         super().__init__()

@@ -32,6 +32,9 @@ NUM_BUCKETS: Final = 32
 FARTHEST: Final = 128
 """Frames from which all distances share one bucket (T5), so that longer trials than those in training are no news."""
 
+LayerStates = tuple[torch.Tensor, ...]
+"""Keys and values [2, B, H, S, P] that each layer has computed so far."""
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -66,6 +69,7 @@ class TransformerEncoder(Encoder):
     """Encoder [B, S, D] → [B, S, E]; a trial's frames do not depend on the padding."""
 
     compares_frames: ClassVar[bool] = True
+    state_grows: ClassVar[bool] = True
 
     def __init__(self, config: TransformerConfig, input_size: int) -> None:
         super().__init__()
@@ -87,7 +91,11 @@ class TransformerEncoder(Encoder):
     @property
     def needs_whole_trial(self) -> str:
         """Attention in both directions sees the trial's end."""
-        return "" if self.causal else "model.transformer.bidirectional=true attends to later frames; set it to false"
+        return (
+            ""
+            if self.causal
+            else "bidirectional=true attends to later frames; train with model.transformer.bidirectional=false"
+        )
 
     def output_lengths(self, lengths: Lengths) -> Lengths:
         """A transformer keeps the frame rate."""
@@ -117,6 +125,30 @@ class TransformerEncoder(Encoder):
             hidden_BSE = layer(hidden_BSE, scores_BHSS)
         return self.output_norm(hidden_BSE).masked_fill(padding_BS1, 0), lengths_B
 
+    def start(self, batch_size: int) -> LayerStates:
+        """Keys and values before the first frame: none.
+
+        Raises:
+            ConfigurationError: attention sees both directions.
+        """
+        if self.needs_whole_trial:
+            raise ConfigurationError(f"model.transformer: {self.needs_whole_trial}")
+        heads, width = self.config.heads, self.config.width
+        nothing = self.input.weight.new_zeros(2, batch_size, heads, 0, width // heads)
+        return tuple(nothing for _ in self.layers)
+
+    def step(self, state: LayerStates, x_BSD: torch.Tensor) -> tuple[LayerStates, torch.Tensor]:
+        """The state after some more frames, and their outputs [B, S, E]; carried on, it equals `forward`."""
+        first = state[0].shape[3]
+        scores_HSS = self.distance(first + x_BSD.shape[1], first)
+        hidden_BSE, states = self.embedding_norm(self.input(self.input_norm(x_BSD))), []
+        hidden_BSE = self.input_dropout(hidden_BSE)
+        for layer, before in zip(self.layers, state, strict=True):
+            assert isinstance(layer, Layer)
+            hidden_BSE, after = layer.step(hidden_BSE, scores_HSS[None], before)
+            states.append(after)
+        return tuple(states), self.output_norm(hidden_BSE)
+
 
 class DistanceScores(nn.Module):
     """What the distance of two frames adds to the score of one looking at the other; the layers share it, as in T5."""
@@ -126,13 +158,13 @@ class DistanceScores(nn.Module):
         self.bidirectional = bidirectional
         self.bias_HK = nn.Parameter(torch.randn(heads, NUM_BUCKETS))  # a name in `bias…` is never decayed
 
-    def forward(self, num_frames: int) -> torch.Tensor:
-        """Scores [H, S, S] of frame i (first S) looking at frame j; -inf where it must not."""
-        ahead = torch.arange(1 - num_frames, num_frames, device=self.bias_HK.device)  # every j - i there is
+    def forward(self, num_frames: int, first: int = 0) -> torch.Tensor:
+        """Scores [H, S - first, S] of frame i, from `first` on, looking at any frame j; -inf where it must not."""
+        ahead = torch.arange(1 - num_frames, num_frames - first, device=self.bias_HK.device)  # every j - i there is
         by_distance = self.bias_HK[:, buckets(ahead, self.bidirectional)]
         if not self.bidirectional:
             by_distance = by_distance.masked_fill(ahead > 0, -math.inf)
-        return by_distance.unfold(1, num_frames, 1).flip(1)  # row i begins at j - i = -i
+        return by_distance.unfold(1, num_frames, 1).flip(1)  # the row of frame i begins at j - i = -i
 
 
 def buckets(ahead: torch.Tensor, bidirectional: bool) -> torch.Tensor:
@@ -169,7 +201,17 @@ class Layer(nn.Module):
 
     def forward(self, x_BSE: torch.Tensor, scores_BHSS: torch.Tensor) -> torch.Tensor:
         """Outputs [B, S, E]."""
-        x_BSE = x_BSE + self.dropout(self.attention(self.attention_norm(x_BSE), scores_BHSS))
+        return self._added(x_BSE, self.attention(self.attention_norm(x_BSE), scores_BHSS))
+
+    def step(
+        self, x_BSE: torch.Tensor, scores_BHSS: torch.Tensor, before: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs [B, S, E] of frames after those of `before`, and the keys and values of all of them."""
+        attended_BSE, after = self.attention.step(self.attention_norm(x_BSE), scores_BHSS, before)
+        return self._added(x_BSE, attended_BSE), after
+
+    def _added(self, x_BSE: torch.Tensor, attended_BSE: torch.Tensor) -> torch.Tensor:
+        x_BSE = x_BSE + self.dropout(attended_BSE)
         y_BSE: torch.Tensor = x_BSE + self.dropout(self.perceptron(x_BSE))
         return y_BSE
 
@@ -185,9 +227,26 @@ class Attention(nn.Module):
 
     def forward(self, x_BSE: torch.Tensor, scores_BHSS: torch.Tensor) -> torch.Tensor:
         """Outputs [B, S, E]."""
-        q_BHSP, k_BHSP, v_BHSP = (
-            self.queries_keys_values(x_BSE).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
+        q_BHSP, k_BHSP, v_BHSP = self._projected(x_BSE)
+        return self._attended(q_BHSP, k_BHSP, v_BHSP, scores_BHSS)
+
+    def step(
+        self, x_BSE: torch.Tensor, scores_BHSS: torch.Tensor, before_2BHSP: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs [B, S, E] of frames that also look at those before, and the keys and values of all."""
+        q_BHSP, *new = self._projected(x_BSE)
+        after_2BHSP = torch.cat([before_2BHSP, torch.stack(new)], 3)
+        return self._attended(q_BHSP, after_2BHSP[0], after_2BHSP[1], scores_BHSS), after_2BHSP
+
+    def _projected(self, x_BSE: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values [3, B, H, S, P]."""
+        projected: torch.Tensor
+        projected = self.queries_keys_values(x_BSE).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return projected
+
+    def _attended(
+        self, q_BHSP: torch.Tensor, k_BHSP: torch.Tensor, v_BHSP: torch.Tensor, scores_BHSS: torch.Tensor
+    ) -> torch.Tensor:
         y_BHSP = functional.scaled_dot_product_attention(q_BHSP, k_BHSP, v_BHSP, scores_BHSS)
         y_BSE: torch.Tensor = self.output(y_BHSP.transpose(1, 2).flatten(2))
         return y_BSE
