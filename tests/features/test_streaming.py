@@ -117,6 +117,13 @@ def test_what_a_stream_must_not_get() -> None:
     assert pipeline.finish(FeatureState())[1].shape == (0, CHANNELS)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 2.0])
+@pytest.mark.parametrize("config", [None, LogMelConfig()])
+def test_the_last_features_are_where_the_pieces_were(config: LogMelConfig | None, sigma: float) -> None:
+    pipeline = FeaturePipeline(PreprocessorConfig(20, smoothing_sigma_bins=sigma, log_mel=config))
+    assert pipeline.finish(pipeline.start("meta"))[1].device.type == "meta"
+
+
 @pytest.mark.parametrize("kind", ["trial", "trial_mean"])
 def test_a_norm_over_the_trial_needs_the_whole_trial(kind: str) -> None:
     assert FeaturePipeline(SMOOTHED).whole_trial_parts == ()

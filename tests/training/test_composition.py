@@ -1,9 +1,12 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
+import torch
 
 from sottovoce.core.configuration import every_key
 from sottovoce.core.errors import ConfigurationError
+from sottovoce.features.pipeline import FeaturePipeline
+from sottovoce.models.compose import build_model
 from sottovoce.training.composition import (
     changed_for_resume,
     checked_overrides,
@@ -47,6 +50,24 @@ def test_t15_gru_is_the_official_configuration() -> None:
     assert (config.model.patch.size, config.model.patch.stride) == (14, 4)
     assert config.model.session_adapter is not None
     assert config.model.session_adapter.dropout == 0.2
+
+
+WHOLE_TRIAL_PARTS = {
+    "demo": (),
+    "t15_gru": (),
+    "recordings": ("preprocessor.normalisation=trial_mean", "model.conv"),
+    "mode_ssm": ("model.stem", "model.speaking_mode", "model.ssm"),
+    "mode_ssm_small": ("model.stem", "model.speaking_mode", "model.ssm"),
+}
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_which_recipes_decode_a_stream(recipe: str) -> None:
+    config = compose_config([f"recipe={recipe}", *BASE])
+    with torch.device("meta"):
+        model = build_model(replace(config.model, num_channels=8, num_sessions=1, num_symbols=41))
+    parts = (*FeaturePipeline(config.preprocessor).whole_trial_parts, *model.whole_trial_parts)
+    assert tuple(part.key for part in parts) == WHOLE_TRIAL_PARTS[recipe]
 
 
 def test_overrides_reach_keys_that_the_recipe_leaves_out() -> None:

@@ -45,6 +45,8 @@ class FeatureState:
     """None: the trial arrives as bins."""
     smoothing: SmoothingState | None = None
     """None: there is no smoothing."""
+    device: torch.device | str = "cpu"
+    """Where the pieces are."""
     ended: bool = False
     """Nothing may follow."""
 
@@ -108,6 +110,7 @@ class FeaturePipeline:
         return FeatureState(
             start_log_mel(config, device) if config is not None else None,
             start_smoothing(self.preprocessor.num_channels, self.taps, device) if self.taps else None,
+            device,
         )
 
     def step(self, state: FeatureState, chunk: torch.Tensor) -> tuple[FeatureState, torch.Tensor]:
@@ -129,7 +132,7 @@ class FeaturePipeline:
             check_chunk(chunk, [None, num_channels], "[bins, channels]")
         if smoothing is not None:
             smoothing, features = smooth_chunk(smoothing, features, self.taps)
-        return FeatureState(spectrum, smoothing), features
+        return replace(state, log_mel=spectrum, smoothing=smoothing), features
 
     def finish(self, state: FeatureState) -> tuple[FeatureState, torch.Tensor]:
         """The state of an ended trial, and its last features [T, C].
@@ -139,13 +142,13 @@ class FeaturePipeline:
         """
         check_open(state.ended)
         config, num_channels = self.preprocessor.log_mel, self.preprocessor.num_channels
-        features = torch.zeros(0, num_channels)
+        features = torch.zeros(0, num_channels, device=state.device)
         if config is not None and state.log_mel is not None:
             features = finish_log_mel(state.log_mel, config, num_channels)
         if state.smoothing is not None:
             smoothing, features = smooth_chunk(state.smoothing, features, self.taps)
             features = torch.cat([features, finish_smoothing(smoothing, self.taps)])
-        return FeatureState(ended=True), features
+        return FeatureState(device=state.device, ended=True), features
 
     def _run(self, batch: Batch, draws: Draws | None) -> Batch:
         signal, lengths_B = batch.signal, batch.lengths_B
