@@ -92,8 +92,8 @@ def test_decode_writes_a_line_for_every_trial(
     assert {r["split"] for r in records} == {"train", "val", "test"}
     assert all(set(r["symbols"]) <= set(PHONEMES.symbols) for r in records)
     if decoder == "words":
-        assert all(len(r["word_confidences"]) == len(r["text"].split()) for r in records)
-        assert all(0 <= c <= 1 for r in records for c in r["word_confidences"])
+        assert all(" ".join(w["text"] for w in r["words"]) == r["text"] for r in records)
+        assert all(0 <= w["confidence"] <= 1 for r in records for w in r["words"])
 
 
 def test_decoding_a_session_that_the_model_does_not_know(

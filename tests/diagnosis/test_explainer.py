@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from sottovoce.core.examples import Example, Examples, write_examples
+from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import LETTERS, PHONEMES
 from sottovoce.core.trial import Trial
 from sottovoce.diagnosis import causes as catalogue
 from sottovoce.diagnosis.explainer.explainer import explain, pages, ranked
 from sottovoce.evaluation.records import write_evaluation
-from sottovoce.evaluation.scoring import Hypothesis, score
+from sottovoce.evaluation.scoring import score
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 from sottovoce.training.run import start
@@ -350,7 +351,7 @@ def evaluated(folder: Path, decoded: list[tuple[int, ...]], blanks: int = 8, **c
     run = RunDirectory(folder)
     run.validation["val/per"] = lambda s: 0.1  # replaced below by what the evaluation says
     hypotheses = [
-        Hypothesis(Trial(f"s/val/{i}", "val", "s", 60, SAID[: 7 - i % 3], "the cat", Path("x")), symbols, 14, blanks)
+        (Trial(f"s/val/{i}", "val", "s", 60, SAID[: 7 - i % 3], "the cat", Path("x")), Hypothesis(symbols, 14, blanks))
         for i, symbols in enumerate(decoded)
     ]
     path = write_evaluation(folder, score(hypotheses, PHONEMES, decoder="greedy"))
@@ -442,7 +443,7 @@ def test_letters_of_a_reference_that_is_not_the_sentence(tmp_path: Path) -> None
     folder = RunDirectory(tmp_path).write()
     trial = Trial("s/val/0", "val", "s", 60, LETTERS.encode("the|cat"), "dhe cat", Path("x"))
     write_evaluation(
-        folder, score([Hypothesis(trial, LETTERS.encode("the|cat"), 14, 8, "the cat")], LETTERS, decoder="words")
+        folder, score([(trial, Hypothesis(LETTERS.encode("the|cat"), 14, 8, "the cat"))], LETTERS, decoder="words")
     )
     assert first(folder) == "reference_proxy"
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import SymbolTable
+from sottovoce.core.trial import Trial
 from sottovoce.data.sampling import BatchPlan
 from sottovoce.decoding import greedy, transducer
 from sottovoce.diagnosis.preflight.exact_losses import ctc_nats, log_probabilities, transducer_nats
@@ -112,7 +113,7 @@ def test_validation_that_drops_trials_without_errors(subject: Subject, monkeypat
     score = scoring.score
 
     def dropping(hypotheses: Any, *args: Any, **options: Any) -> Any:
-        return score([h for h in hypotheses if h.symbols != h.trial.labels] or hypotheses, *args, **options)
+        return score([(t, h) for t, h in hypotheses if h.symbols != t.labels] or hypotheses, *args, **options)
 
     monkeypatch.setattr(validation, "score", dropping)
     assert first(known_answers(subject)) == "metric_aggregation"
@@ -214,9 +215,9 @@ def test_no_validation_trials(tiny_t15: Path) -> None:
 def test_references_made_from_labels(subject: Subject, monkeypatch: Patch) -> None:
     score_trial = scoring._score_trial
 
-    def proxy(hypothesis: Any, table: SymbolTable) -> Any:
-        spelled = " ".join("".join(table.decode(word)) for word in table.words(hypothesis.trial.labels))
-        return score_trial(replace(hypothesis, trial=replace(hypothesis.trial, text=spelled)), table)
+    def proxy(trial: Trial, hypothesis: Any, table: SymbolTable) -> Any:
+        spelled = " ".join("".join(table.decode(word)) for word in table.words(trial.labels or ()))
+        return score_trial(replace(trial, text=spelled), hypothesis, table)
 
     monkeypatch.setattr(scoring, "_score_trial", proxy)
     assert first(known_answers(subject)) == "reference_proxy"

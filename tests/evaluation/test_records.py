@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sottovoce.core.hypothesis import Candidate, Hypothesis, Word
 from sottovoce.core.records import read_json_lines
 from sottovoce.core.symbols import LETTERS
 from sottovoce.core.trial import Trial
 from sottovoce.evaluation.records import write_evaluation
-from sottovoce.evaluation.scoring import Candidate, Hypothesis, score
+from sottovoce.evaluation.scoring import score
 
 
 def test_files_hold_the_rates_and_every_trial(tmp_path):
     trial = Trial("a", "val", "s1", 100, LETTERS.encode("one|two"), "One two!", Path("x.hdf5"))
     hypothesis = Hypothesis(
-        trial,
         LETTERS.encode("one|too"),
         num_frames=10,
         blank_frames=6,
         text="one too",
         score=-1.5,
-        word_confidences=(0.9, 0.4),
+        words=(Word("one", 0, 4, 0.9), Word("too", 4, 10, 0.4)),
         n_best=(Candidate(LETTERS.encode("one"), "one", -1.5),),
     )
-    evaluation = score([hypothesis], LETTERS, decoder="words")
+    evaluation = score([(trial, hypothesis)], LETTERS, decoder="words")
     path = write_evaluation(tmp_path, evaluation)
     assert path == tmp_path / "evaluation" / "val.words.json"
     assert json.loads(path.read_text()) == evaluation.as_dict()
@@ -41,7 +41,10 @@ def test_files_hold_the_rates_and_every_trial(tmp_path):
             "num_frames": 10,
             "blank_frames": 6,
             "score": -1.5,
-            "word_confidences": [0.9, 0.4],
+            "words": [
+                {"text": "one", "start_frame": 0, "end_frame": 4, "confidence": 0.9},
+                {"text": "too", "start_frame": 4, "end_frame": 10, "confidence": 0.4},
+            ],
             "n_best": [{"symbols": ["o", "n", "e"], "text": "one", "score": -1.5}],
         }
     ]

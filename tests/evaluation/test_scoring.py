@@ -8,21 +8,24 @@ from pathlib import Path
 import pytest
 
 from sottovoce.core.errors import DataError
+from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import LETTERS, PHONEMES
 from sottovoce.core.trial import Trial
-from sottovoce.evaluation.scoring import Hypothesis, choose_examples, score, spelled_text
+from sottovoce.evaluation.scoring import choose_examples, score
 
 
-def hypothesis(name: str, labels: tuple[int, ...] | None, symbols: tuple[int, ...], **options) -> Hypothesis:
+def hypothesis(
+    name: str, labels: tuple[int, ...] | None, symbols: tuple[int, ...], **options
+) -> tuple[Trial, Hypothesis]:
     trial = {"split": "val", "session": "s1", "num_steps": 100, "text": None, "file": Path("x.hdf5")}
     trial |= {key: options.pop(key) for key in tuple(options) if key in Trial.__annotations__ and key != "text"}
     if "reference" in options:
         trial["text"] = options.pop("reference")
     frames = {"num_frames": 10, "blank_frames": 6}
-    return Hypothesis(Trial(trial_id=name, labels=labels, **trial), symbols, **(frames | options))
+    return Trial(trial_id=name, labels=labels, **trial), Hypothesis(symbols, **(frames | options))
 
 
-def words(name: str, reference: str, text: str, **options) -> Hypothesis:
+def words(name: str, reference: str, text: str, **options) -> tuple[Trial, Hypothesis]:
     labels, symbols = (LETTERS.encode(t.replace(" ", "|")) for t in (reference, text))
     return hypothesis(name, labels, symbols, reference=reference, text=text, **options)
 
@@ -159,11 +162,6 @@ def test_what_cannot_be_scored_is_refused_by_name():
 def test_word_boundaries_alone_are_an_empty_hypothesis():
     evaluation = score([hypothesis("a", (1, 40), (40, 40)), hypothesis("b", (1,), (1,))], PHONEMES, decoder="greedy")
     assert evaluation.overall.empty.value == 0.5
-
-
-def test_letters_spell_their_words_and_phonemes_do_not():
-    assert spelled_text(LETTERS.encode("it's||me|"), LETTERS) == "it's me"
-    assert spelled_text(PHONEMES.encode(["HH", "AH"]), PHONEMES) is None
 
 
 def test_examples_are_the_best_the_median_and_the_worst_trial():

@@ -12,7 +12,9 @@ from typing import Any
 import h5py
 import torch
 
+from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import PHONEMES
+from sottovoce.core.trial import Trial
 from sottovoce.decoding import greedy
 from sottovoce.evaluation import inference, records, scoring
 from sottovoce.features.pipeline import FeaturePipeline
@@ -135,10 +137,9 @@ def reference_from_symbols(scene: Scene) -> None:
     """The reference is spelled from the labels instead of taken from the sentence."""
     exact = scoring._score_trial
 
-    def proxy(hypothesis: scoring.Hypothesis, table: Any) -> scoring.TrialScore:
-        labels = " ".join(table.decode(hypothesis.trial.labels or ()))
-        spelled = replace(hypothesis, trial=replace(hypothesis.trial, text=labels))
-        return exact(spelled, table)
+    def proxy(trial: Trial, hypothesis: Hypothesis, table: Any) -> scoring.TrialScore:
+        spelled = replace(trial, text=" ".join(table.decode(trial.labels or ())))
+        return exact(spelled, hypothesis, table)
 
     scene.patch.setattr(scoring, "_score_trial", proxy)
 

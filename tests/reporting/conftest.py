@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from sottovoce.core.examples import Example, Examples, write_examples
+from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import PHONEMES
 from sottovoce.core.trial import Trial
 from sottovoce.evaluation.records import write_evaluation
-from sottovoce.evaluation.scoring import Hypothesis, score
+from sottovoce.evaluation.scoring import score
 
 CONFIG = "recipe: demo\nseed: 3\ndata: {data_root: data/a&b}\ntraining: {steps: 200, max_grad_norm: 5.0}\n"
 SAID = PHONEMES.encode("DH AH | K AE T |".split())
@@ -30,7 +31,7 @@ def add_evaluation(run_dir: Path, decoder: str = "greedy", text: str | None = No
     for number, symbols in enumerate(DECODED):
         session = f"s{number // 2}<b>$x$"
         trial = Trial(f"{session}/val/{number}", "val", session, 60, SAID, "The <cat>", Path("x.hdf5"))
-        hypotheses.append(Hypothesis(trial, symbols, 14, 8, text))
+        hypotheses.append((trial, Hypothesis(symbols, 14, 8, text)))
     write_evaluation(run_dir, score(hypotheses, PHONEMES, decoder=decoder))
 
 

@@ -58,7 +58,7 @@ def test_held_out_takes_and_unlabelled_files(tones: Path, tmp_path: Path, capsys
     assert main(["decode", str(tmp_path / "tones"), str(folder), "--out", str(out)]) == 0
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert {r["trial_id"]: r["text"] for r in records} == {"x_ann_low_0.wav": "low", "x_cat_high_3.wav": "high"}
-    assert all(0.5 < r["word_confidences"][0] <= 1 for r in records)
+    assert all(0.5 < r["words"][0]["confidence"] <= 1 for r in records)
     assert {candidate["text"] for candidate in records[0]["n_best"]} == {"low", "high"}
     assert all("".join(candidate["symbols"]) == candidate["text"] for candidate in records[0]["n_best"])
 

@@ -41,7 +41,7 @@ def evaluate_run(
     outputs = run.outputs(trial_set, indices, text_decoder.decoder, progress)
     training_texts = {trial_set.trials[i].text or "" for i in trial_set.indices("train")}
     evaluation = score(
-        [text_decoder(output) for output in outputs],
+        [(output.trial, text_decoder(output)) for output in outputs],
         run.table,
         decoder=_label(run, text_decoder.decoder),
         seed=run.seed,

@@ -14,14 +14,15 @@ import numpy.typing as npt
 import torch
 
 from sottovoce.core.errors import ConfigurationError
+from sottovoce.core.hypothesis import Candidate, Hypothesis, Word
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.trial import Trial, TrialSet
 from sottovoce.data.collation import collate
 from sottovoce.decoding.greedy import blank_frames, greedy_ctc
-from sottovoce.decoding.lexicon import Lexicon, decode_words, nearest_word
+from sottovoce.decoding.lexicon import Lexicon, decode_words
+from sottovoce.decoding.spelling import spelled_words
 from sottovoce.decoding.transducer import beam_transducer, greedy_transducer
 from sottovoce.evaluation.config import DECODERS
-from sottovoce.evaluation.scoring import Candidate, Hypothesis, spelled_text
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, Encoded
 from sottovoce.models.speaking_mode import ModeOutput
@@ -166,14 +167,13 @@ class TextDecoder:
         return replace(
             self._hypothesis(output, output.greedy_symbols, " ".join(word.word for word in words)),
             score=sum(word.log_prob for word in words),
-            word_confidences=tuple(word.confidence for word in words),
+            words=tuple(Word(word.word, word.start_frame, word.end_frame, word.confidence) for word in words),
             n_best=tuple(Candidate(self.lexicon.first_pronunciation(word), word, nats) for word, nats in alternatives),
         )
 
     def _hypothesis(self, output: TrialOutput, symbols: tuple[int, ...], text: str | None) -> Hypothesis:
-        return Hypothesis(output.trial, symbols, len(output.log_probs_SV), output.blank_frames, text)
+        return Hypothesis(symbols, len(output.log_probs_SV), output.blank_frames, text)
 
     def _greedy_text(self, symbols: Sequence[int]) -> str | None:
-        if self.lexicon is None or self.table.name == "letters":
-            return spelled_text(symbols, self.table)
-        return " ".join(nearest_word(word, self.lexicon) for word in self.table.words(symbols))
+        words = spelled_words(symbols, self.table, self.lexicon)
+        return None if words is None else " ".join(words)

@@ -41,7 +41,7 @@ def _record(score: TrialScore, evaluation: Evaluation) -> dict[str, Any]:
         "num_frames": hypothesis.num_frames,
         "blank_frames": hypothesis.blank_frames,
         "score": hypothesis.score,
-        "word_confidences": hypothesis.word_confidences,
+        "words": [asdict(word) for word in hypothesis.words],
         "n_best": [{"symbols": table.decode(c.symbols), "text": c.text, "score": c.score} for c in hypothesis.n_best],
     }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from sottovoce.core.errors import DataError
+from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.splits import Split
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.text import NORMALISER, normalise_text
@@ -26,39 +27,10 @@ FEWEST_BLOCKS: Final = 10
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One entry of an n-best list."""
-
-    symbols: tuple[int, ...]
-    """As decoded; of a word that competed by its CTC probability, its first pronunciation."""
-    text: str | None
-    score: float
-    """Natural-log score; comparable within one list only."""
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """What a decoder made of one trial."""
-
-    trial: Trial
-    symbols: tuple[int, ...]
-    num_frames: int
-    """Valid encoder frames."""
-    blank_frames: int
-    """How many of them have the blank as their best symbol."""
-    text: str | None = None
-    """Words, where the decoder gives any; None makes WER, CER and WRA unknown."""
-    score: float | None = None
-    """Natural-log score of the decoder."""
-    word_confidences: tuple[float, ...] = ()
-    """In [0, 1], one a word of `text`; empty where the decoder gives none."""
-    n_best: tuple[Candidate, ...] = ()
-
-
-@dataclass(frozen=True)
 class TrialScore:
     """A hypothesis beside its reference: what each metric counts, None where it cannot count."""
 
+    trial: Trial
     hypothesis: Hypothesis
     reference_text: str | None
     hypothesis_text: str | None
@@ -68,11 +40,6 @@ class TrialScore:
     cer: ErrorCounts | None
     is_empty: bool
     """Nothing but word boundaries was decoded."""
-
-    @property
-    def trial(self) -> Trial:
-        """The trial that was scored."""
-        return self.hypothesis.trial
 
     def rate(self, metric: Metric) -> Rate | None:
         """This trial's share of `metric`; WRA counts right trials, the others errors."""
@@ -142,30 +109,30 @@ class Evaluation:
 
 
 def score(
-    hypotheses: Sequence[Hypothesis],
+    hypotheses: Sequence[tuple[Trial, Hypothesis]],
     table: SymbolTable,
     *,
     decoder: str,
     seed: int = 0,
     training_texts: Collection[str] | None = None,
 ) -> Evaluation:
-    """Score hypotheses of one split; texts of training (as written) add the seen and unseen breakdown.
+    """Score the hypotheses of one split's trials; texts of training (as written) add the seen and unseen breakdown.
 
     Raises:
         DataError: no hypotheses, two of one trial, two splits, or a trial without labels.
     """
     if not hypotheses:
         raise DataError("there are no trials to score: the split is empty")
-    repeated = [name for name, count in Counter(h.trial.trial_id for h in hypotheses).items() if count > 1]
-    splits = {h.trial.split for h in hypotheses}
+    repeated = [name for name, count in Counter(trial.trial_id for trial, _ in hypotheses).items() if count > 1]
+    splits = {trial.split for trial, _ in hypotheses}
     if repeated or len(splits) > 1:
         found = f"trial {repeated[0]} twice" if repeated else f"trials of {' and '.join(sorted(splits))}"
         raise DataError(f"an evaluation holds every trial of one split once; found {found}")
-    scores = tuple(_score_trial(h, table) for h in hypotheses)
+    scores = tuple(_score_trial(trial, hypothesis, table) for trial, hypothesis in hypotheses)
     unit, cluster_of = _resampling(scores)
     groups = _groups(scores, training_texts)
     return Evaluation(
-        split=hypotheses[0].trial.split,
+        split=scores[0].trial.split,
         decoder=decoder,
         symbols=table.name,
         overall=_metrics(scores, cluster_of, seed),
@@ -177,18 +144,6 @@ def score(
         notes=tuple(_notes(scores, table)),
         scores=scores,
     )
-
-
-def spelled_text(symbols: Sequence[int], table: SymbolTable) -> str | None:
-    """The words that `symbols` spell, for a table of letters; None for phonemes, which need a lexicon.
-
-    >>> from sottovoce.core.symbols import LETTERS
-    >>> spelled_text(LETTERS.encode("it's|me"), LETTERS)
-    "it's me"
-    """
-    if table.name != "letters":
-        return None
-    return " ".join("".join(table.decode(word)) for word in table.words(symbols))
 
 
 def choose_examples(scores: Sequence[TrialScore]) -> dict[str, int]:
@@ -206,8 +161,7 @@ def choose_examples(scores: Sequence[TrialScore]) -> dict[str, int]:
     return {name: chosen[name] for name in ("best", "median", "worst") if name in chosen}
 
 
-def _score_trial(hypothesis: Hypothesis, table: SymbolTable) -> TrialScore:
-    trial = hypothesis.trial
+def _score_trial(trial: Trial, hypothesis: Hypothesis, table: SymbolTable) -> TrialScore:
     if trial.labels is None:
         raise DataError(
             f"trial {trial.trial_id} ({trial.split}) has no labels, so it cannot be scored; "
@@ -220,7 +174,7 @@ def _score_trial(hypothesis: Hypothesis, table: SymbolTable) -> TrialScore:
         wer, cer = ErrorCounts.of(reference.split(), text.split()), ErrorCounts.of(reference, text)
     is_empty = all(symbol == table.boundary for symbol in hypothesis.symbols)
     per = ErrorCounts.of(trial.labels, hypothesis.symbols)
-    return TrialScore(hypothesis, reference, text, per, wer, cer, is_empty)
+    return TrialScore(trial, hypothesis, reference, text, per, wer, cer, is_empty)
 
 
 def _metrics(scores: Sequence[TrialScore], cluster_of: Callable[[Trial], Hashable], seed: int) -> Metrics:

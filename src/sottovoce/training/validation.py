@@ -12,9 +12,10 @@ import torch
 import torch.distributed
 
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.core.trial import TrialSet, pad_labels
+from sottovoce.core.hypothesis import Hypothesis
+from sottovoce.core.trial import Trial, TrialSet, pad_labels
 from sottovoce.evaluation.inference import TextDecoder, TransducerSearch, TrialOutput, run_model
-from sottovoce.evaluation.scoring import METRICS, Hypothesis, score
+from sottovoce.evaluation.scoring import METRICS, score
 from sottovoce.losses.ctc import ctc_loss
 from sottovoce.metrics import error_counts
 from sottovoce.training.mode_targets import ModeTargets
@@ -25,6 +26,7 @@ from sottovoce.training.step import StepComputer
 class _Scored:
     """What is kept of one trial."""
 
+    trial: Trial
     hypothesis: Hypothesis
     nats: float
     """CTC loss."""
@@ -64,8 +66,10 @@ class Validation:
             found = _gathered(found, computer.processes.rank, computer.processes.count)
         if not found:
             return {}
-        found.sort(key=lambda scored: scored.hypothesis.trial.trial_id)
-        overall = score([s.hypothesis for s in found], text_decoder.table, decoder=text_decoder.decoder).overall
+        found.sort(key=lambda scored: scored.trial.trial_id)
+        overall = score(
+            [(s.trial, s.hypothesis) for s in found], text_decoder.table, decoder=text_decoder.decoder
+        ).overall
         rates = {f"val/{name}": overall.rates[name].value for name in METRICS if name in overall.rates}
         right = [scored.mode_is_right for scored in found if scored.mode_is_right is not None]
         if right:
@@ -74,7 +78,7 @@ class Validation:
         if gains and len(others) > 1:
             rates["val/pairing_gain"] = sum(gains) / len(gains)
         if with_transducer:
-            num_labels = sum(len(scored.hypothesis.trial.labels or ()) for scored in found)
+            num_labels = sum(len(scored.trial.labels or ()) for scored in found)
             rates["val/ctc_per"] = sum(scored.ctc_errors for scored in found) / num_labels if num_labels else None
         return {
             "val/loss": sum(scored.nats for scored in found) / len(found),
@@ -131,7 +135,7 @@ def _scored(
     vocalised, is_right = modes.truth(output.trial) if modes is not None else None, None
     if vocalised is not None and output.mode is not None:
         is_right = (output.mode.vocalised > 0.5) == vocalised
-    return _Scored(text_decoder(output), own, errors, of_others, is_right)
+    return _Scored(output.trial, text_decoder(output), own, errors, of_others, is_right)
 
 
 def _gathered(found: list[_Scored], rank: int, world_size: int) -> list[_Scored]:

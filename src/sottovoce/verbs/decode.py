@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sottovoce.core.errors import ConfigurationError, DataError
+from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.splits import SPLITS, Split
 from sottovoce.core.symbols import SymbolTable
+from sottovoce.core.trial import Trial
 from sottovoce.evaluation.loaded_run import load_run
-from sottovoce.evaluation.scoring import Hypothesis
 from sottovoce.verbs.listener import Progress
 
 
@@ -19,7 +20,8 @@ from sottovoce.verbs.listener import Progress
 class Decoded:
     """What the model makes of a data set."""
 
-    hypotheses: tuple[Hypothesis, ...]
+    hypotheses: tuple[tuple[Trial, Hypothesis], ...]
+    """Of each trial, in the order of the data."""
     left_out: tuple[str, ...]
     """A line for each trial or file that could not be used."""
     table: SymbolTable
@@ -55,7 +57,7 @@ def decode(
     indices, faults = loaded.usable(trial_set) if skip else (list(range(len(trial_set.trials))), [])
     outputs = loaded.outputs(trial_set, indices, text_decoder.decoder, progress)
     left_out = (*map(str, trial_set.skipped), *faults)
-    return Decoded(tuple(text_decoder(output) for output in outputs), left_out, loaded.table)
+    return Decoded(tuple((output.trial, text_decoder(output)) for output in outputs), left_out, loaded.table)
 
 
 def refuse_no_file(path: Path) -> None:
@@ -74,7 +76,7 @@ def write_hypotheses(path: Path, decoded: Decoded) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    lines = [json.dumps(_record(hypothesis, decoded.table)) + "\n" for hypothesis in decoded.hypotheses]
+    lines = [json.dumps(_record(*decoded_trial, decoded.table)) + "\n" for decoded_trial in decoded.hypotheses]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".writing")
@@ -84,8 +86,7 @@ def write_hypotheses(path: Path, decoded: Decoded) -> None:
         raise DataError(f"{path} cannot be written ({error.strerror})") from error
 
 
-def _record(hypothesis: Hypothesis, table: SymbolTable) -> dict[str, Any]:
-    trial = hypothesis.trial
+def _record(trial: Trial, hypothesis: Hypothesis, table: SymbolTable) -> dict[str, Any]:
     return {
         "trial_id": trial.trial_id,
         "split": trial.split,
@@ -93,7 +94,7 @@ def _record(hypothesis: Hypothesis, table: SymbolTable) -> dict[str, Any]:
         "text": hypothesis.text,
         "symbols": list(table.decode(hypothesis.symbols)),
         "score": hypothesis.score,
-        "word_confidences": list(hypothesis.word_confidences),
+        "words": [asdict(word) for word in hypothesis.words],
         "n_best": [
             {"symbols": list(table.decode(candidate.symbols)), "text": candidate.text, "score": candidate.score}
             for candidate in hypothesis.n_best

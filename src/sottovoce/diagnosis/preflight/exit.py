@@ -110,7 +110,7 @@ def _score(subject: Subject, loaded: LoadedRun) -> None:
     outputs = loaded.outputs(cut, indices, text_decoder.decoder)
     texts = {trials[i].text or "" for i in prepared.train_indices}
     score(
-        [text_decoder(output) for output in outputs],
+        [(output.trial, text_decoder(output)) for output in outputs],
         loaded.table,
         decoder=text_decoder.decoder,
         seed=loaded.seed,

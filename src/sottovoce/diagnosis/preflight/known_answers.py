@@ -15,6 +15,7 @@ import torch
 
 from sottovoce import metrics
 from sottovoce.core.findings import Finding
+from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.text import normalise_text
 from sottovoce.core.trial import Trial
@@ -30,7 +31,6 @@ from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.symbols import symbol_answers, texts_agree
 from sottovoce.diagnosis.preflight.transducer import transducer_answers
 from sottovoce.evaluation import inference, scoring
-from sottovoce.evaluation.scoring import Hypothesis
 from sottovoce.metrics import error_rates
 from sottovoce.training import validation
 
@@ -151,8 +151,8 @@ def reference_texts(subject: Subject) -> Iterator[Finding]:
 def _text_is_the_reference(place: str, score: Callable[..., Any], table: SymbolTable) -> Iterator[Finding]:
     text = "two words"
     for labels in (_cycle(table, 5), _cycle(table, 9)):
-        said = replace(_hypothesis("text", labels, labels, text), text=text)
-        evaluation = score([said], table, decoder="greedy")
+        trial, said = _hypothesis("text", labels, labels, text)
+        evaluation = score([(trial, replace(said, text=text))], table, decoder="greedy")
         reference, wer = evaluation.scores[0].reference_text, evaluation.as_dict()["wer"]
         if reference != normalise_text(text) or wer != 0:
             yield found(
@@ -185,6 +185,8 @@ def _cycle(table: SymbolTable, count: int) -> tuple[int, ...]:
     return tuple(ids[i % len(ids)] for i in range(count))
 
 
-def _hypothesis(name: str, labels: Sequence[int], said: Sequence[int], text: str | None = None) -> Hypothesis:
+def _hypothesis(
+    name: str, labels: Sequence[int], said: Sequence[int], text: str | None = None
+) -> tuple[Trial, Hypothesis]:
     trial = Trial(name, "val", "session", 100, tuple(labels), text, Path(name))
-    return Hypothesis(trial, tuple(said), num_frames=10, blank_frames=5)
+    return trial, Hypothesis(tuple(said), num_frames=10, blank_frames=5)
