@@ -16,6 +16,7 @@ from sottovoce.core.configuration import plain
 from sottovoce.training.composition import compose_config
 from sottovoce.training.config import RunConfig
 from sottovoce.training.schedules import learning_rate_factor
+from sottovoce.training.verdict import Cause, LossKey, Verdict
 
 Curve = Callable[[int], float]
 STEPS = 400
@@ -86,10 +87,15 @@ class RunDirectory:
         """Add an event."""
         self.events.append({"step": step, "event": event, **details})
 
-    def skipped(self, code: str, evidence: str, *steps: int) -> None:
+    def skipped(
+        self, cause: Cause, *steps: int, losses: Mapping[LossKey, float] | None = None, parameters: Sequence[str] = ()
+    ) -> None:
         """Add steps that the guard refused."""
+        verdict = Verdict(
+            math.nan, "skip", cause, "as the guard says", losses=losses or {}, parameters=tuple(parameters)
+        )
         for step in steps:
-            self.happened(step, "step_skipped", code=code, evidence=evidence)
+            self.happened(step, "step_skipped", **verdict.as_event())
 
     def write(self) -> Path:
         """Write everything and return the folder."""

@@ -83,7 +83,7 @@ def test_a_run_that_was_killed_is_not_at_fault(tmp_path: Path, kept: str) -> Non
 def test_an_error_that_ended_the_run_comes_first(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.is_finished = False
-    run.events.append({"step": 200, "event": "step_skipped", "code": "zero_loss", "evidence": "8 losses, all 0"})
+    run.skipped("zero_loss", 200)
     run.events.append({"step": 400, "event": "run_failed", "message": "RuntimeError: out of memory"})
     run.write()
     first, second = explain(tmp_path)
@@ -211,7 +211,8 @@ def test_moving_average_and_loss_as_gates(tmp_path: Path) -> None:
 
 def test_trials_that_never_fit(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    run.skipped("nonfinite_loss", "s1/train/3 (inf), s1/train/4 rnnt (inf) and 2 more", 31, 92, 150)
+    trials = [("ctc", "s1/train/3"), ("rnnt", "s1/train/4"), ("ctc", "s1/train/5"), ("rnnt", "s1/train/5")]
+    run.skipped("nonfinite_loss", 31, 92, 150, losses=dict.fromkeys(trials, math.inf))
     findings = explain(run.write())
     codes = [f.code for f in findings]
     assert codes[0] == "ctc_infeasible"
@@ -230,7 +231,7 @@ def test_lengths_decide_where_the_data_are_at_hand(tiny_t15: Path, tmp_path: Pat
         "model.patch.size=40",
         "model.patch.stride=40",
     )
-    run.skipped("nonfinite_loss", "t15.2023.08.13/train/trial_0003 (inf)", 31, 92)
+    run.skipped("nonfinite_loss", 31, 92, losses={"t15.2023.08.13/train/trial_0003": math.inf})
     finding = explain(run.write())[0]
     assert finding.code == "ctc_infeasible"
     assert "which need" in finding.evidence
@@ -240,17 +241,17 @@ def test_lengths_decide_where_the_data_are_at_hand(tiny_t15: Path, tmp_path: Pat
 def test_a_whole_batch_of_nan_after_growing_norms_is_the_learning_rate(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.curves["train/gradient_norm"] = lambda s: 2.0 * math.exp(s / 60)
-    run.skipped("nonfinite_loss", "a (nan), b (nan), c (nan) and 13 more", 301, 302)
+    run.skipped("nonfinite_loss", 301, 302, losses=dict.fromkeys("abcdefghijklmnop", math.nan))
     assert first(run.write()) == "learning_rate_too_high"
 
 
 def test_gradients_that_are_not_finite(tmp_path: Path) -> None:
     """A fault of a loss reaches all layers below it; that of a single parameter is not guessed at."""
     run = RunDirectory(tmp_path / "all")
-    run.skipped("nonfinite_gradient", "encoder.gru.weight_ih_l0, encoder.gru.bias, head.weight and 4 more", 31)
+    run.skipped("nonfinite_gradient", 31, parameters=[f"encoder.gru.weight_ih_l{n}" for n in range(7)])
     assert first(run.write()) == "infinite_padding"
     run = RunDirectory(tmp_path / "one")
-    run.skipped("nonfinite_gradient", "encoder.initial_state", 31)
+    run.skipped("nonfinite_gradient", 31, parameters=["encoder.initial_state"])
     capsule = run.folder / "capsules" / "31"
     capsule.mkdir(parents=True)
     (finding,) = explain(run.write())

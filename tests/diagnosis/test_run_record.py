@@ -19,7 +19,7 @@ from tests.diagnosis.run_directories import LOG, STEPS, RunDirectory
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     run = RunDirectory(tmp_path / "run")
-    run.skipped("nonfinite_loss", "a (inf)", 31)
+    run.skipped("nonfinite_loss", 31, losses={"a": math.inf})
     return run.write()
 
 
@@ -131,7 +131,10 @@ def test_a_damaged_record(folder: Path, line: str) -> None:
     ("line", "what"),
     [
         ('{"step": 3, "event": "stage_started", "stage": "a"}', "num_steps, loss_weights, components"),
-        ('{"step": 3, "event": "step_skipped", "code": 5, "evidence": ""}', "code"),
+        (
+            '{"step": 3, "event": "step_skipped", "code": 5, "evidence": "", "losses": [], "num_trials": 0}',
+            "code, parameters, num_parameters",
+        ),
         ('{"step": 3, "event": "unfrozen", "components": "encoder", "trainable_parameters": 3}', "components"),
         ('{"step": 3, "event": "gradient_spike", "support": "high"}', "support"),
         ('{"step": 3, "event": "gradient_spike", "severity": "doom"}', "severity"),

@@ -9,7 +9,7 @@ from torch import nn
 from sottovoce.core.errors import TrainingAborted
 from sottovoce.training import GradientGuard
 from sottovoce.training.guard import FEWEST_NORMS, MOST_ROLL_BACKS, WINDOW, owned_by
-from sottovoce.training.verdict import GuardConfig
+from sottovoce.training.verdict import MOST_NAMED, GuardConfig
 
 
 def model_and_optimizer() -> tuple[nn.Linear, torch.optim.AdamW, dict[str, nn.Parameter]]:
@@ -263,3 +263,37 @@ def test_what_another_process_saw_is_reason_enough() -> None:
         )
         assert verdict.cause == cause
         assert verdict.evidence == ("in another process" if cause else "")
+
+
+def test_a_refused_step_names_all_that_is_at_fault_in_fields() -> None:
+    """The sentence names three; the event's lists end at a hundred, their counts do not."""
+    _, _, parameters = model_and_optimizer()
+    losses = {(loss, f"t{i}"): (-math.inf, math.nan)[i % 2] for i in range(120) for loss in ("ctc", "rnnt")}
+    verdict = GradientGuard().inspect(parameters, losses | {("ctc", "fine"): 1.0})
+    assert verdict.evidence == "t0 ctc (-inf), t0 rnnt (-inf), t1 ctc (nan) and 237 more"
+    assert len(verdict.losses) == 240
+    event = verdict.as_event()
+    assert event["losses"][:3] == [["ctc", "t0", "-inf"], ["rnnt", "t0", "-inf"], ["ctc", "t1", "nan"]]
+    assert (len(event["losses"]), event["num_trials"]) == (MOST_NAMED, 120)
+    assert (event["parameters"], event["num_parameters"]) == ([], 0)
+
+
+def test_the_parameters_at_fault_are_a_field() -> None:
+    model, optimizer, parameters = model_and_optimizer()
+    backward(model, math.nan)
+    guard = GradientGuard()
+    guard.keep(parameters, optimizer)
+    verdict = guard.inspect(parameters, {"t": 1.0})
+    assert verdict.as_event() == {
+        "code": "nonfinite_gradient",
+        "evidence": "weight, bias",
+        "losses": [],
+        "num_trials": 0,
+        "parameters": ["weight", "bias"],
+        "num_parameters": 2,
+    }
+    with torch.no_grad():
+        model.bias.fill_(math.nan)
+    backward(model, math.nan)
+    verdict = guard.inspect(parameters, {"t": math.nan})
+    assert (verdict.cause, verdict.parameters) == ("poisoned_weights", ("bias",))

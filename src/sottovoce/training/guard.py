@@ -44,6 +44,8 @@ from sottovoce.training.verdict import Cause as Cause
 from sottovoce.training.verdict import GradientSummary as GradientSummary
 from sottovoce.training.verdict import GuardConfig as GuardConfig
 from sottovoce.training.verdict import KeptState as KeptState
+from sottovoce.training.verdict import Losses as Losses
+from sottovoce.training.verdict import LossKey as LossKey
 from sottovoce.training.verdict import Verdict as Verdict
 
 Agree = Callable[[Sequence[bool]], Sequence[bool]]
@@ -104,7 +106,7 @@ class GradientGuard:
     def inspect(
         self,
         parameters: Mapping[str, nn.Parameter],
-        losses: Mapping[str, float],
+        losses: Losses,
         agree: Agree = lambda flags: list(flags),
         groups: Mapping[str, str] | None = None,
         model: nn.Module | None = None,
@@ -117,7 +119,8 @@ class GradientGuard:
 
         Args:
             parameters: every parameter of the optimiser, by any name. A sparse gradient is coalesced.
-            losses: each utterance's loss in this step (this process's part), by term and trial id.
+            losses: each utterance's loss in this step (this process's part), by trial id, or by (name of the loss,
+                trial id).
             agree: which of these flags are true in any process, so that all processes decide alike. Called exactly
                 once.
             groups: the group of each parameter, for the norm's parts; a parameter may have none.
@@ -141,8 +144,8 @@ class GradientGuard:
             summaries |= {name: GradientSummary.of(entries(stray)) for name, stray in strays.items()}
             for parameter in (*parameters.values(), *strays.values()):
                 parameter.grad = None  # nobody else would ever drop the strays'
-            cause, guilty = reason
-            verdict = Verdict(norm, "skip", cause, guilty, group_norms, limit, summaries, self._mended(model))
+            mended = self._mended(model)
+            verdict = replace(reason, group_norms=group_norms, limit=limit, gradients=summaries, buffers=mended)
             return self._skip(verdict, parameters)
         self._passed(norm)
         mended = tuple(self._buffers.after_good_step(model)) if model is not None else ()
@@ -155,35 +158,39 @@ class GradientGuard:
         self,
         norm: float,
         gradients: Mapping[str, torch.Tensor],
-        losses: Mapping[str, float],
+        losses: Losses,
         likelihoods: bool,
         strays: Mapping[str, nn.Parameter],
         agree: Agree,
         scaler: torch.amp.GradScaler | None,
-    ) -> tuple[Cause, str] | None:
-        """Why this step must not reach the weights, with the evidence; None for a step that may."""
-        bad = [f"{name} ({value})" for name, value in losses.items() if not math.isfinite(value)]
+    ) -> Verdict | None:
+        """Why this step must not reach the weights, with what is at fault; None for a step that may."""
+        skip = Verdict(norm, "skip")
+        bad = {key: value for key, value in losses.items() if not math.isfinite(value)}
         zero_is_bad, above_0 = likelihoods and bool(losses), any(losses.values())
         bad_gradient, is_spike = not math.isfinite(norm), self._is_spike(norm)
         bad_loss, zero_is_bad, above_0, bad_gradient, stray, spike = agree(
             [bool(bad), zero_is_bad, above_0, bad_gradient, bool(strays), is_spike]
         )
         if bad_loss:
-            return "nonfinite_loss", _shortened(bad)
+            evidence = _shortened([f"{_named(key)} ({value})" for key, value in bad.items()])
+            return replace(skip, cause="nonfinite_loss", evidence=evidence, losses=bad)
         if zero_is_bad and not above_0:
             # A probability of exactly 1 is no achievement but a loss that was never computed, or replaced by a number.
-            return "zero_loss", f"{len(losses)} losses, all 0"
+            return replace(skip, cause="zero_loss", evidence=f"{len(losses)} losses, all 0")
         if bad_gradient:
             guilty = [name for name, g in gradients.items() if not bool(g.isfinite().all())]
             overflow = not guilty and not math.isfinite(norm)
             what = f"the norm overflows; largest: {largest(gradients)}" if overflow else _shortened(guilty)
             if scaler is not None and scaler.is_enabled() and scaler.get_scale() > LEAST_SCALE:
-                return "fp16_overflow", f"{what}, under a loss scale of {scaler.get_scale():g}"
-            return "nonfinite_gradient", what
+                what += f", under a loss scale of {scaler.get_scale():g}"
+                return replace(skip, cause="fp16_overflow", evidence=what, parameters=tuple(guilty))
+            return replace(skip, cause="nonfinite_gradient", evidence=what, parameters=tuple(guilty))
         if stray:
-            return "stale_optimizer", _shortened(list(strays))
+            return replace(skip, cause="stale_optimizer", evidence=_shortened(strays), parameters=tuple(strays))
         if spike:
-            return "gradient_spike", f"norm {norm:.3g}, {norm / statistics.median(self.norms):.1f} times the median"
+            evidence = f"norm {norm:.3g}, {norm / statistics.median(self.norms):.1f} times the median"
+            return replace(skip, cause="gradient_spike", evidence=evidence)
         return None
 
     def keep(
@@ -198,14 +205,14 @@ class GradientGuard:
             TrainingAborted: the weights or moments are lost and nothing was kept.
         """
         if bad := [*nonfinite(parameters), *nonfinite_moments(parameters, optimizer)]:
-            self._count(Verdict(math.nan, "roll_back", "poisoned_weights", _shortened(bad)))
+            self._count(_poisoned(bad))
             self._roll_back(parameters)
         else:
             self._copy = KeptState.of(parameters, optimizer)
             self.roll_backs = 0
         mended = tuple(self._buffers.keep(model)) if model is not None else ()
         if mended and not bad:
-            self._count(Verdict(math.nan, "roll_back", "poisoned_weights", _shortened(list(mended)), buffers=mended))
+            self._count(replace(_poisoned(mended), buffers=mended))
         return self.last_skip if bad or mended else None
 
     @property
@@ -249,7 +256,10 @@ class GradientGuard:
 
     def _skip(self, verdict: Verdict, parameters: Mapping[str, nn.Parameter]) -> Verdict:
         if bad := nonfinite(parameters):  # a loss that is NaN with every batch: this one is innocent
-            verdict = replace(verdict, action="roll_back", cause="poisoned_weights", evidence=_shortened(bad))
+            lost = _poisoned(bad)
+            verdict = replace(
+                verdict, action=lost.action, cause=lost.cause, evidence=lost.evidence, parameters=lost.parameters
+            )
         elif verdict.cause == "fp16_overflow":
             self.overflows += 1
             return verdict
@@ -303,6 +313,17 @@ class GradientGuard:
         )
 
 
-def _shortened(names: list[str]) -> str:
+def _poisoned(names: Iterable[str]) -> Verdict:
+    """Weights, moments or buffers that hold numbers which are not finite."""
+    lost = tuple(names)
+    return Verdict(math.nan, "roll_back", "poisoned_weights", _shortened(lost), parameters=lost)
+
+
+def _named(key: LossKey) -> str:
+    return key if isinstance(key, str) else " ".join(reversed(key))
+
+
+def _shortened(names: Iterable[str]) -> str:
     """The first three; none: another process has seen it."""
-    return ", ".join(names[:3] or ["in another process"]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    some = list(names)
+    return ", ".join(some[:3] or ["in another process"]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")

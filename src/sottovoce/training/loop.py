@@ -242,7 +242,7 @@ class RunLoop:
     def _bad_step(self, step: int, verdict: Verdict) -> None:
         event = "rolled_back" if verdict.action == "roll_back" else "step_skipped"
         if self.recorder is not None:
-            self.recorder.event(step, event, code=verdict.cause, evidence=verdict.evidence)
+            self.recorder.event(step, event, **verdict.as_event())
 
     def _tell(self, findings: Iterable[Finding]) -> None:
         """Record what the watch has found, and say it."""

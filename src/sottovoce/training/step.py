@@ -214,7 +214,7 @@ class StepComputer:
             self.owners_checked = True
         several = len(record.activity.weights) > 1
         likelihoods = any(self.branches[name].is_likelihood for name in record.activity.weights)
-        losses = {f"{trial} {name}" if several else trial: nats for (name, trial), nats in record.losses.items()}
+        losses = record.losses if several else {trial: nats for (_, trial), nats in record.losses.items()}
         owned = owned_by(optimizer, self.named)
         verdict = self.guard.inspect(owned, losses, self.agreed, self.groups, self.model, likelihoods=likelihoods)
         record.metrics["train/gradient_norm"] = verdict.gradient_norm

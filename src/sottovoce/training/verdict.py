@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,12 @@ Cause = Literal[
     "stale_optimizer",
     "poisoned_weights",
 ]
+LossKey = str | tuple[str, str]
+"""What a loss is of: a trial id, or (name of the loss, trial id) where a trial has several."""
+Losses = Mapping[str, float] | Mapping[tuple[str, str], float]
+"""Nats by trial id, or by (name of the loss, trial id)."""
+MOST_NAMED: Final = 100
+"""An event names at most this many losses and parameters, and says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Verdict:
     cause: Cause | None = None
     """Why the step was skipped or undone; None for one that may be taken."""
     evidence: str = ""
-    """The utterances whose loss, or the parameters whose gradient, was not finite, or the norm and its limit."""
+    """A sentence for people: the first few of `losses` or `parameters`, or the norm and its limit."""
     group_norms: Mapping[str, float] = field(default_factory=dict)
     """The norm's parts by group of parameters."""
     limit: float = math.inf
@@ -144,6 +150,10 @@ class Verdict:
     """Buffers of the model that were not finite and were put back."""
     lost: KeptState | None = None
     """The weights and moments that a roll-back has undone."""
+    losses: Mapping[LossKey, float] = field(default_factory=dict)
+    """This process's losses that were not finite, all of them."""
+    parameters: tuple[str, ...] = ()
+    """The parameters (and moments and buffers) that are at fault, all of them: not finite, or owned by no optimiser."""
 
     @property
     def skipped(self) -> bool:
@@ -154,3 +164,19 @@ class Verdict:
     def clipped(self) -> bool:
         """True when the gradients were scaled down."""
         return self.action == "clip"
+
+    def as_event(self) -> dict[str, Any]:
+        """What `events.jsonl` holds of a refused step, beside its step.
+
+        `losses` are [name of the loss or "", trial id, `nan`, `inf` or `-inf`]; they and `parameters` are cut to
+        `MOST_NAMED`. `num_trials` and `num_parameters` count all.
+        """
+        named = [(*(("", key) if isinstance(key, str) else key), f"{nats:g}") for key, nats in self.losses.items()]
+        return {
+            "code": self.cause,
+            "evidence": self.evidence,
+            "losses": [list(loss) for loss in named[:MOST_NAMED]],
+            "num_trials": len({trial for _, trial, _ in named}),
+            "parameters": list(self.parameters[:MOST_NAMED]),
+            "num_parameters": len(self.parameters),
+        }

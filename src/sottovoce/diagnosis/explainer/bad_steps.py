@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
 
 from sottovoce.core.errors import CheckpointError
 from sottovoce.diagnosis.capsules.capsule import BEFORE
@@ -14,11 +12,6 @@ from sottovoce.diagnosis.capsules.reading import read_processes
 from sottovoce.diagnosis.capsules.signals import Signal, look_at_signals
 from sottovoce.diagnosis.explainer.run_record import RunRecord
 from sottovoce.features.pipeline import FeaturePipeline
-from sottovoce.training.branches import BRANCHES
-
-_TRIAL: Final = re.compile(r"(?:^|, )([^,]+?) \((-?inf|nan)\)")
-MORE: Final = re.compile(r" and (\d+) more$")
-"""The end of a guard's evidence that names the first three of many."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +20,7 @@ class BadStep:
 
     step: int
     values: dict[str, str]
-    """`inf` or `nan` by trial whose loss was not finite: of all where a capsule tells, else of the first three."""
+    """`inf` or `nan` by trial whose loss was not finite: of all that a capsule holds, else that the event names."""
     count: int
     """Trials whose loss was not finite."""
     batch: tuple[str, ...] = ()
@@ -60,7 +53,7 @@ def _refused_steps(record: RunRecord, code: str) -> Iterator[BadStep]:
         if event["code"] != code:
             continue
         step = int(event["step"])
-        values, count = named_trials(event["evidence"]) if code == "nonfinite_loss" else ({}, 0)
+        values, count = {trial: value for _, trial, value in event["losses"]}, int(event["num_trials"])
         folder, damage = capsules.get(str(step)), ""
         if folder is not None and record.config is not None:
             try:
@@ -80,18 +73,3 @@ def _refused_steps(record: RunRecord, code: str) -> Iterator[BadStep]:
                 )
                 continue
         yield BadStep(step, values, count, damage=damage)
-
-
-def named_trials(evidence: str) -> tuple[dict[str, str], int]:
-    """The trials that a guard's evidence names with their losses, and how many losses were not finite in all.
-
-    >>> named_trials("s1/train/3 (inf), s1/train/4 rnnt (nan), s1/train/5 (inf) and 2 more")
-    ({'s1/train/3': 'inf', 's1/train/4': 'nan', 's1/train/5': 'inf'}, 5)
-    """
-    more = MORE.search(evidence)
-    pairs = _TRIAL.findall(MORE.sub("", evidence))
-    trials = {}
-    for name, value in pairs:
-        trial, _, term = name.rpartition(" ")
-        trials[trial if term in BRANCHES else name] = value
-    return trials, len(pairs) + (int(more[1]) if more else 0)

@@ -26,11 +26,20 @@ RUN_FILES: Final = ("environment.json", "lexicon.json", "sessions.json", "metric
 """What shows that a folder without a configuration was meant to be a run."""
 _NUMBER: Final = (int, float)
 METRIC_FIELDS: Final[dict[str, Any]] = {"step": int, "name": str, "value": _NUMBER}
+REFUSED: Final[dict[str, Any]] = {
+    "code": str,
+    "evidence": str,
+    "losses": list,
+    "num_trials": int,
+    "parameters": list,
+    "num_parameters": int,
+}
+"""Fields of the events of the guard."""
 EVENT_FIELDS: Final[dict[str, dict[str, Any]]] = {
     "stage_started": {"stage": str, "num_steps": int, "loss_weights": dict, "components": list},
     "unfrozen": {"components": list, "trainable_parameters": int},
-    "step_skipped": {"code": str, "evidence": str},
-    "rolled_back": {"code": str, "evidence": str},
+    "step_skipped": REFUSED,
+    "rolled_back": REFUSED,
     "run_failed": {"message": str},
     "taught_by": {"per": list},
 }

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sottovoce.core.findings import Finding, Severity
 from sottovoce.diagnosis.causes import causes, found
-from sottovoce.diagnosis.explainer.bad_steps import MORE, BadStep, refused_steps
+from sottovoce.diagnosis.explainer.bad_steps import BadStep, refused_steps
 from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 from sottovoce.diagnosis.explainer.suspicion import Suspicion
 from sottovoce.diagnosis.explainer.targets import Target, look_up
@@ -26,6 +26,8 @@ _GUARD_SUPPORT: Final = {
     "poisoned_weights": 0.7,
     "stale_optimizer": 0.95,
 }
+FEW: Final = 3
+"""A fault of a loss spoils more parameters than these."""
 OWN_CAST: Final = (
     "Nothing that sottovoce ships leaves float32 here: look for a cast in code of your own (.half(), torch.float16), "
     "and replay the capsule with that code and without it."
@@ -255,7 +257,9 @@ def why_the_gradient_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
         yield _about_gradient("learning_rate_too_high", f"{evidence} The norm had been growing.", step, 0.7)
         return
     halves = in_half_precision(record)
-    if MORE.search(names):  # what goes wrong in a loss reaches every layer below; a few parameters are another story
+    if (
+        skips[0]["num_parameters"] > FEW
+    ):  # what goes wrong in a loss reaches every layer below; a few parameters are another story
         yield _about_gradient("infinite_padding", evidence, step, 0.5 if halves else 0.7)
     if halves:
         yield _about_gradient("fp16_overflow", evidence, step, 0.6)
