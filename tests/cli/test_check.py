@@ -57,7 +57,7 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     found = json.loads(printed.out)
     assert set(found) == {"trials", "faults"} and found["trials"] == 2
     (fault,) = found["faults"]
-    assert set(fault) == {"file", "trial", "fault", "severity", "message"}
+    assert set(fault) == {"file", "trial", "fault", "severity", "message", "trial_id"}
     assert (fault["file"], fault["trial"], fault["fault"]) == ("a.hdf5", "trial_0001", "ctc_infeasible")
     assert printed.err == ""
 

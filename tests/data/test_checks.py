@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from sottovoce.core.errors import ConfigurationError, DataError
+from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.faults import Fault
 from sottovoce.core.splits import SPLITS
 from sottovoce.core.symbols import LETTERS, PHONEMES
 from sottovoce.data.checks import check_path, fatal_faults, unusable_trials
-from sottovoce.data.checks_trial import Patching
 from sottovoce.data.config import DataConfig
-from sottovoce.data.layout import detect_layout, require_layout
-from sottovoce.data.recordings import open_recordings
+from sottovoce.data.purpose import Patching, Purpose
+from sottovoce.data.recordings import find_recordings, open_recordings
 from sottovoce.data.t15 import open_t15
+from sottovoce.data.t15_structure import read_t15
 from sottovoce.features.config import LogMelConfig
 from tests.data.builders import (
     HELLO,
@@ -133,9 +133,9 @@ def test_patching_needs_the_bins_it_says() -> None:
 
 def test_feasibility_follows_the_geometry(tmp_path: Path) -> None:
     trial = T15Trial(noise(30), labels=(21,) * 4 + (40,))  # 4 repeats' blanks: 8 frames
-    assert codes(check_trial(tmp_path, trial, patch_size=14, patch_stride=2)) == []
-    assert codes(check_trial(tmp_path, trial, patch_size=1, patch_stride=1)) == []
-    assert codes(check_trial(tmp_path, trial, patch_size=31, patch_stride=4)) == [
+    assert codes(check_trial(tmp_path, trial, purpose=Purpose(patching=Patching(14, 2)))) == []
+    assert codes(check_trial(tmp_path, trial, purpose=Purpose(patching=Patching(1, 1)))) == []
+    assert codes(check_trial(tmp_path, trial, purpose=Purpose(patching=Patching(31, 4)))) == [
         ("too_short_for_model", "trial_0001", "error")
     ]
 
@@ -145,7 +145,7 @@ def test_channel_count_is_that_of_most_trials_or_as_configured(tmp_path: Path) -
     assert check_path(write_t15_file(tmp_path / "a.hdf5", small)).faults == ()
     mixed = write_t15_file(tmp_path / "b.hdf5", [*small, T15Trial()])
     assert codes(check_path(mixed).faults) == [("channel_mismatch", "trial_0003", "error")]
-    faults = check_path(mixed, num_channels=512).faults
+    faults = check_path(mixed, purpose=Purpose(num_channels=512)).faults
     assert [f.trial for f in faults] == ["trial_0000", "trial_0001", "trial_0002"]
     upright = [T15Trial(noise(n, 256).T.copy(), stored={"n_time_steps": n}) for n in (90, 110)]
     faults = check_path(write_t15_file(tmp_path / "c.hdf5", upright)).faults
@@ -303,7 +303,7 @@ def test_what_the_check_finds_can_be_left_out(tmp_path: Path) -> None:
     assert {name: fault.fault for name, fault in bad.items()} == {
         "t15.2023.08.13/train/trial_0000": "non_finite_features"
     }
-    assert bad.keys() < {trial.trial_id for trial in open_t15(root, SPLITS).trials}
+    assert bad.keys() < {trial.trial_id for trial in open_t15(read_t15(root), SPLITS).trials}
 
 
 def test_progress_counts_every_trial(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_sound_recordings(tmp_path: Path) -> None:
     report = check_path(tmp_path)
     assert (report.layout, report.trials, report.faults) == ("recordings", 2, ())
     for symbols, lexicon in ((LETTERS, None), (PHONEMES, {"one": ("W", "AH", "N")})):
-        assert check_path(tmp_path, expected_symbols=symbols, lexicon=lexicon).faults == ()
+        assert check_path(tmp_path, purpose=Purpose(symbols=symbols, lexicon=lexicon)).faults == ()
 
 
 def test_faults_of_recordings(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_faults_of_recordings(tmp_path: Path) -> None:
     rows = ["loud.wav,yes,", "silent.wav,no,", "empty.wav,no,", "broken.wav,no,", "absent.wav,no,"]
     rows += ["short.wav,abcdef,", "short.wav,é,0.01", "short.wav,...,0.02", "../x.wav,no,", ",no,"]
     (tmp_path / "manifest.csv").write_text("audio,text,start\n" + "".join(f"{row}\n" for row in rows))
-    report = check_path(tmp_path, expected_symbols=LETTERS)
+    report = check_path(tmp_path, purpose=Purpose(symbols=LETTERS))
     assert report.trials == 8
     assert [(f.file, f.trial, f.fault, f.severity) for f in report.faults] == [
         ("manifest.csv", "row 10", "path_escapes", "error"),
@@ -354,7 +354,7 @@ def test_rates_are_reported_once_and_only_where_the_front_end_is_known(tmp_path:
     for take in range(3):
         write_wav(tmp_path / f"1_theo_{take}.wav", rate_hz=8000 if take else 16000)
     assert check_path(tmp_path).faults == ()
-    (fault,) = check_path(tmp_path, front_end=LogMelConfig()).faults
+    (fault,) = check_path(tmp_path, purpose=Purpose(front_end=LogMelConfig())).faults
     assert (fault.file, fault.fault, fault.severity) == (tmp_path.name, "wav_sample_rate", "warning")
     assert "2 of 3 recordings have 8000 Hz, the front end 16000" in fault.message
 
@@ -366,8 +366,10 @@ def test_several_channels_are_reported_unless_one_was_chosen(tmp_path: Path) -> 
         (fault,) = check_path(path).faults
         assert (fault.file, fault.fault, fault.severity) == ("1_theo_0.wav", "wav_channels", "warning")
         assert fault.message.startswith("2 channels, one expected; only channel 0 is read")
-    assert check_path(tmp_path, audio_channel=0).faults == ()
-    assert [(f.file, f.fault, f.severity, f.message) for f in check_path(tmp_path, audio_channel=1).faults] == [
+    assert check_path(tmp_path, purpose=Purpose(audio_channel=0)).faults == ()
+    assert [
+        (f.file, f.fault, f.severity, f.message) for f in check_path(tmp_path, purpose=Purpose(audio_channel=1)).faults
+    ] == [
         (
             "1_theo_1.wav",
             "wav_channels",
@@ -376,13 +378,13 @@ def test_several_channels_are_reported_unless_one_was_chosen(tmp_path: Path) -> 
         )
     ]
     with pytest.raises(ConfigurationError, match="audio channel -1"):
-        check_path(tmp_path, audio_channel=-1)
+        Purpose(audio_channel=-1)
 
 
 def test_geometry_counts_with_a_known_front_end(tmp_path: Path) -> None:
     write_wav(tmp_path / "3_theo_1.wav", tone(0.3, 16000), rate_hz=16000)  # 30 frames, "three": 5 letters, 1 repeat
-    assert check_path(tmp_path, expected_symbols=LETTERS).faults == ()
-    (fault,) = check_path(tmp_path, expected_symbols=LETTERS, front_end=LogMelConfig()).faults
+    assert check_path(tmp_path, purpose=Purpose(symbols=LETTERS)).faults == ()
+    (fault,) = check_path(tmp_path, purpose=Purpose(symbols=LETTERS, front_end=LogMelConfig())).faults
     assert (fault.fault, fault.severity) == ("ctc_infeasible", "warning")
     assert "30 frames of 10 ms give 5 with patch 14 and stride 4, but CTC needs 6 (5 labels plus 1" in fault.message
 
@@ -403,7 +405,7 @@ def test_recordings_that_the_check_finds_can_be_left_out(tmp_path: Path) -> None
     soundfile.write(str(tmp_path / "1_theo_1.wav"), samples, 8000, subtype="FLOAT")
     report = check_path(tmp_path)
     assert [(f.file, f.fault) for f in report.faults] == [("1_theo_1.wav", "wav_unreadable")]
-    data = open_recordings(tmp_path, SPLITS, DataConfig(), 8000, 0, LETTERS, None)
+    data = open_recordings(find_recordings(tmp_path), SPLITS, DataConfig(), 8000, 0, LETTERS, None)
     unusable = unusable_trials(report)
     assert [t.trial_id for t in data.trials if t.trial_id not in unusable] == ["1_theo_0.wav"]
 
@@ -412,79 +414,8 @@ def test_one_recording(tmp_path: Path) -> None:
     assert check_path(write_wav(tmp_path / "a.wav")).faults == ()
     empty = write_wav(tmp_path / "b.wav", np.zeros(0, np.float32))
     assert [(f.file, f.fault) for f in check_path(empty).faults] == [("b.wav", "wav_empty")]
-    faults = check_path(tmp_path / "a.wav", front_end=LogMelConfig()).faults
+    faults = check_path(tmp_path / "a.wav", purpose=Purpose(front_end=LogMelConfig())).faults
     assert [f.fault for f in faults] == ["wav_sample_rate"]
-
-
-# Layouts
-
-
-def test_layouts(tmp_path: Path) -> None:
-    write_sound_folder(tmp_path / "t15")
-    write_wav(tmp_path / "wavs" / "deep" / "down" / "a.wav")
-    (tmp_path / "listed").mkdir()
-    (tmp_path / "listed" / "manifest.csv").write_text("audio,text\n")
-    (tmp_path / "t12" / "competitionData" / "train").mkdir(parents=True)
-    (tmp_path / "mats" / "train").mkdir(parents=True)
-    (tmp_path / "mats" / "train" / "t12.2022.05.24.mat").touch()
-    (tmp_path / "uaspeech" / "audio").mkdir(parents=True)
-    (tmp_path / "uaspeech" / "mlf").mkdir()
-    (tmp_path / "loose").mkdir()
-    (tmp_path / "loose" / "a.h5").touch()
-    found = {path.name: detect_layout(path) for path in tmp_path.iterdir()}
-    assert found == {
-        "t15": "t15",
-        "wavs": "recordings",
-        "listed": "recordings",
-        "t12": "t12",
-        "mats": "t12",
-        "uaspeech": "uaspeech",
-        "loose": "t15_files",
-    }
-    assert detect_layout(tmp_path / "t15" / "t15.2023.08.13" / "data_val.hdf5") == "t15_file"
-    assert detect_layout(tmp_path / "wavs" / "deep" / "down" / "a.wav") == "audio_file"
-
-
-def test_what_cannot_be_read_says_what_it_is(tmp_path: Path) -> None:
-    (tmp_path / "competitionData").mkdir()
-    with pytest.raises(DataError) as caught:
-        require_layout(tmp_path, "t15", "recipe=t15_gru")
-    assert str(caught.value) == (
-        f"not_this_layout: {tmp_path} looks like T12 (competitionData or *.mat), which recipe=t15_gru cannot read; "
-        "give the folder that holds the session folders (reading T12 is not part of this version yet)"
-    )
-    with pytest.raises(DataError, match=r"looks like T12 .* \(reading T12 is not part of this version yet\)"):
-        check_path(tmp_path)
-    write_wav(tmp_path / "set" / "1_theo_0.wav")
-    with pytest.raises(
-        DataError,
-        match=r"looks like a folder of recordings .*, expected a T15 data set .*, or train it with recipe=recordings$",
-    ):
-        check_path(tmp_path / "set", layout="t15")
-    with pytest.raises(DataError, match=r"looks like a T15 data set .*, or train it with recipe=t15_gru$"):
-        check_path(write_sound_folder(tmp_path / "neural"), layout="recordings")
-    require_layout(tmp_path / "set", "recordings")
-
-
-def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
-        check_path(tmp_path / "none")
-    with pytest.raises(DataError, match=r"looked for folders t15\.YYYY\.MM\.DD, .*, found nothing: it is empty"):
-        check_path(tmp_path)
-    for i in range(7):
-        (tmp_path / f"{i}.txt").touch()
-    with pytest.raises(DataError, match=r"found 0\.txt, 1\.txt, 2\.txt, 3\.txt, 4\.txt and 2 more"):
-        check_path(tmp_path)
-    with pytest.raises(DataError, match=r"0\.txt is not a file ending in"):
-        check_path(tmp_path / "0.txt")
-    with pytest.raises(DataError, match=r"data\.data_root is not set"):
-        detect_layout(Path("???"))
-
-
-@pytest.mark.parametrize("options", [{"layout": "t12"}, {"patch_size": 0}, {"patch_stride": 0}])
-def test_wrong_options(tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError):
-        check_path(write_sound_folder(tmp_path), **options)
 
 
 # Shared sample data
@@ -519,7 +450,7 @@ def test_sample_data_is_sound(shared_data: Path) -> None:
 
 
 def test_fsdd_is_sound(shared_data: Path) -> None:
-    report = check_path(shared_data / "fsdd", expected_symbols=LETTERS)
+    report = check_path(shared_data / "fsdd", purpose=Purpose(symbols=LETTERS))
     assert (report.trials, report.faults) == (2000, ())
 
 

@@ -22,6 +22,7 @@ from sottovoce.data.simulate.settings import SimulationSettings
 from sottovoce.data.simulate.simulation import simulate_t15
 from sottovoce.data.speaking_modes import BlockModes, stated_modes
 from sottovoce.data.t15 import open_t15
+from sottovoce.data.t15_structure import read_t15
 
 
 def _trial(session: str, block: int | None) -> Trial:
@@ -187,7 +188,7 @@ def test_what_cannot_be_estimated_is_refused() -> None:
 
 def _estimate(folder: Path) -> tuple[BlockModes, BlockModes]:
     """Pseudo-labels and the truth of a data set."""
-    data = open_t15(folder, ("train", "val", "test"))
+    data = open_t15(read_t15(folder), ("train", "val", "test"))
     statistics = BlockStatistics()
     for index, trial in enumerate(data.trials):
         statistics.add(trial, data.signal(index))
@@ -210,7 +211,7 @@ def test_simulated_data_of_one_mode_do_not_pass_for_two(seed: int, tmp_path: Pat
         sessions=4, trials=96, val_trials=0, test_trials=0, block_trials=8, electrodes=64, snr=2.0, seed=seed
     )
     simulate_t15(tmp_path / "d", settings)
-    data = open_t15(tmp_path / "d", ("train",))
+    data = open_t15(read_t15(tmp_path / "d"), ("train",))
     of = {mode: BlockStatistics() for mode in ("both", "silent", "vocalised")}
     for index, trial in enumerate(data.trials):
         signal = data.signal(index)

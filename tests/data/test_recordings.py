@@ -18,7 +18,7 @@ from sottovoce.core.splits import SPLITS, Split
 from sottovoce.core.symbols import LETTERS, PHONEMES
 from sottovoce.data.config import DataConfig
 from sottovoce.data.manifest import read_recordings
-from sottovoce.data.recordings import RecordingTrials, open_recordings, resampled_length
+from sottovoce.data.recordings import RecordingTrials, find_recordings, open_recordings, resampled_length
 from tests.data.builders import tone, write_wav
 
 CONFIG = DataConfig(symbols="letters")
@@ -28,7 +28,7 @@ SKIP = DataConfig(symbols="letters", on_fault="skip")
 def open_letters(
     root: Path, splits: tuple[Split, ...] = SPLITS, config: DataConfig = CONFIG, rate: int = 16000
 ) -> RecordingTrials:
-    return open_recordings(root, splits, config, rate, 0, LETTERS, None)
+    return open_recordings(find_recordings(root), splits, config, rate, 0, LETTERS, None)
 
 
 def manifest(root: Path, *rows: dict[str, object], name: str = "manifest.jsonl") -> Path:
@@ -272,9 +272,9 @@ def test_unusable_recordings_stop_or_are_left_out(tmp_path: Path) -> None:
 def test_phonemes_need_a_lexicon(tmp_path: Path) -> None:
     write_wav(tmp_path / "0_theo_1.wav")
     with pytest.raises(ConfigurationError, match="need a pronouncing dictionary"):
-        open_recordings(tmp_path, SPLITS, DataConfig(), 16000, 0, PHONEMES, None)
+        open_recordings(find_recordings(tmp_path), SPLITS, DataConfig(), 16000, 0, PHONEMES, None)
     lexicon = {"zero": ("Z", "IH", "R", "OW")}
-    data = open_recordings(tmp_path, SPLITS, DataConfig(), 16000, 0, PHONEMES, lexicon)
+    data = open_recordings(find_recordings(tmp_path), SPLITS, DataConfig(), 16000, 0, PHONEMES, lexicon)
     assert data.trials[0].labels == PHONEMES.encode("Z IH R OW |".split())
 
 

@@ -11,6 +11,7 @@ from sottovoce.core.errors import DataError
 from sottovoce.core.trial import Trial
 from sottovoce.data.speaking_modes import BlockModes, read_mode_file, stated_modes
 from sottovoce.data.t15 import open_t15
+from sottovoce.data.t15_structure import read_t15
 
 
 def _trial(block: int | None, mode: str = "", session: str = "t15.2023.08.13", name: str = "trial_0000") -> Trial:
@@ -22,7 +23,7 @@ TRIALS = [_trial(1, session="a"), _trial(2, session="a"), _trial(2, session="a")
 
 
 def test_the_simulators_ground_truth_is_found(tiny_t15: Path) -> None:
-    trials = open_t15(tiny_t15, ("train", "val", "test")).trials
+    trials = open_t15(read_t15(tiny_t15), ("train", "val", "test")).trials
     modes = stated_modes(trials)
     assert modes is not None
     assert modes.origin == "ground_truth"
@@ -35,7 +36,7 @@ def test_the_simulators_ground_truth_is_found(tiny_t15: Path) -> None:
 
 
 def test_the_sample_s_other_field_layout_is_read_too(shared_data: Path) -> None:
-    modes = stated_modes(open_t15(shared_data / "t15_sample", ("train", "val", "test")).trials)
+    modes = stated_modes(open_t15(read_t15(shared_data / "t15_sample"), ("train", "val", "test")).trials)
     assert modes is not None
     assert len(modes.vocalised) == 14
     assert modes.vocalised["t15.2023.08.11", 1] == 0.0

@@ -17,7 +17,6 @@ import sottovoce
 from sottovoce.cli.progress import progress_bar
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.symbols import TABLES
-from sottovoce.data.config import LAYOUTS
 
 if TYPE_CHECKING:
     from sottovoce.data.checks import CheckReport
@@ -32,7 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", nargs="+", metavar="PATH", help="folder of a data set, or one file of it; or recipe=NAME key=value …"
     )
-    parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="insist on a layout (default: look)")
+    parser.add_argument(
+        "--layout", metavar="NAME", default="auto", help="insist on a layout: t15, recordings (default: look)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     parser.add_argument("--patch-size", type=int, default=14, metavar="BINS", help="bins in one frame of the model")
     parser.add_argument("--patch-stride", type=int, default=4, metavar="BINS", help="bins from one frame to the next")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import sottovoce
 from sottovoce.cli.progress import progress_bar
@@ -14,15 +14,13 @@ from sottovoce.data.simulate.settings import SimulationSettings
 if TYPE_CHECKING:
     from sottovoce.data.simulate.simulation import SimulationSummary
 
-LAYOUTS: Final = ("t15",)
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.description = __doc__
     default = SimulationSettings()
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder to write; must be empty or absent")
-    parser.add_argument("--layout", choices=LAYOUTS, default="t15", help="official layout to write (default: t15)")
+    parser.add_argument("--layout", choices=("t15",), default="t15", help="official layout to write (default: t15)")
     for name, kind, text in (
         (
             "sessions",

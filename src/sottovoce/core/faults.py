@@ -25,6 +25,8 @@ class Fault:
     severity: Severity
     message: str
     """What was found, what was expected, what to do; one line."""
+    trial_id: str = ""
+    """Id that the trial has in its data set (`Trial.trial_id`); empty when the fault is no single trial's."""
 
     def as_dict(self) -> dict[str, str]:
         """The fault as `check --json` prints it."""

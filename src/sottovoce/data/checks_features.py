@@ -8,8 +8,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.core.faults import Fault
 from sottovoce.data.checks_trial import OFFICIAL_CHANNELS
+from sottovoce.data.purpose import Finding
+from sottovoce.data.t15_structure import EVERY_TRIAL
 
 DEAD_STD: Final = 1e-6
 MOST_DEAD: Final = 0.1
@@ -62,8 +63,7 @@ class SessionStatistics:
 class DeadChannels:
     """Constant channels of a file: of every trial, and of single trials."""
 
-    def __init__(self, name: str, channels: int) -> None:
-        self._name = name
+    def __init__(self, channels: int) -> None:
         self._channels = channels
         self._always = np.ones(channels, dtype=bool)
         self._all_zero = np.ones(channels, dtype=bool)
@@ -79,8 +79,8 @@ class DeadChannels:
         self._all_zero &= (highest == 0) & (lowest == 0)
         self._trials.append((key, len(features), dead))
 
-    def faults(self) -> Iterator[Fault]:
-        """One fault for what is missing in every trial, one for each trial that lacks far more."""
+    def findings(self) -> Iterator[tuple[str, Finding]]:
+        """One finding for what is missing in every trial, one for each trial that lacks far more, by group."""
         always = self._always
         if sum(bins for _, bins, _ in self._trials) < LEAST_BINS_FOR_DEAD:
             return
@@ -93,7 +93,7 @@ class DeadChannels:
                 what = f"{always.sum()} of {self._channels} features ({share:.0%}) are {self._value(always)} "
                 what += f"in every trial of the file: {ranges(np.flatnonzero(always))}"
             message = f"{what}; check the recording of that day, or leave the session out"
-            yield Fault(self._name, "all", "dead_channels", "warning", message)
+            yield EVERY_TRIAL, ("dead_channels", "warning", message)
         for key, bins, dead in self._trials:
             beyond = dead & ~always
             if bins >= LEAST_BINS_FOR_DEAD and beyond.mean() > MOST_DEAD:
@@ -101,7 +101,7 @@ class DeadChannels:
                     f"{dead.sum()} of {self._channels} features are constant in this trial "
                     f"({ranges(np.flatnonzero(dead))}), {always.sum()} in every trial of the file; check the trial"
                 )
-                yield Fault(self._name, key, "dead_channels", "warning", message)
+                yield key, ("dead_channels", "warning", message)
 
     def _missing_arrays(self) -> Iterator[str]:
         if self._channels != OFFICIAL_CHANNELS:

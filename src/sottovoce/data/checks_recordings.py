@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,12 +13,19 @@ import soundfile
 
 from sottovoce.core.faults import Fault
 from sottovoce.core.lengths import adjacent_repeats, ctc_frames_needed, log_mel_length
-from sottovoce.core.symbols import LETTERS, SymbolTable
-from sottovoce.data.checks_trial import Finding, Patching, Progress
 from sottovoce.data.config import DataConfig
-from sottovoce.data.manifest import Recording, read_recordings
+from sottovoce.data.manifest import Recording
 from sottovoce.data.pronunciation import UnknownSymbolError, text_labels
-from sottovoce.data.recordings import AudioError, Segment, locate, read_samples, resampled_length, split_recordings
+from sottovoce.data.purpose import Finding, Progress, Purpose
+from sottovoce.data.recordings import (
+    AudioError,
+    FoundRecordings,
+    Segment,
+    locate,
+    read_samples,
+    resampled_length,
+    split_recordings,
+)
 from sottovoce.features.config import LogMelConfig
 
 MOST_CLIPPED: Final = 0.01
@@ -28,71 +34,34 @@ _BITS: Final = {"PCM_U8": 8, "PCM_S8": 8, "PCM_24": 24, "PCM_32": 32}
 """Resolution of a sample; full scale of every other format is taken as that of 16 bits."""
 
 
-@dataclass(frozen=True)
-class Audience:
-    """What the recordings are for: the targets, and the front end if it is known."""
-
-    symbols: SymbolTable
-    lexicon: Mapping[str, tuple[str, ...]] | None
-    front_end: LogMelConfig | None
-    patching: Patching
-    channel: int | None = None
-    """Of recordings with several, see `data.audio_channel`."""
-
-    @property
-    def has_targets(self) -> bool:
-        """Whether a text can be turned into symbols: letters always, phonemes with a lexicon."""
-        return self.symbols.name == LETTERS.name or self.lexicon is not None
-
-
-def check_recordings(root: Path, audience: Audience, progress: Progress | None) -> tuple[int, list[Fault]]:
-    """Number of recordings and every fault of the folder `root`.
-
-    Raises:
-        DataError: the folder holds no recording whose text is known.
-    """
-    recordings, faults = read_recordings(root)
-    _, leaks = split_recordings(recordings, DataConfig(), seed=0)  # only what the manifest states can leak
-    faults += leaks
+def check_recordings(found: FoundRecordings, purpose: Purpose, progress: Progress | None) -> tuple[int, list[Fault]]:
+    """Number of recordings and every fault of them, each decoded."""
+    _, leaks = split_recordings(found.recordings, DataConfig(), seed=0)  # only what the manifest states can leak
+    faults = [*found.faults, *leaks]
     rates = Counter[int]()
-    for i, recording in enumerate(recordings, 1):
+    for i, recording in enumerate(found.recordings, 1):
         try:
-            segment = locate(recording, audience.channel)
+            segment = locate(recording, purpose.audio_channel)
             samples = read_samples(recording.file, segment)
         except AudioError as error:
-            faults.append(Fault(recording.name, recording.segment, error.code, "error", error.message))
+            faults.append(recording.fault(error.code, "error", error.message))
         else:
             rates[segment.rate_hz] += 1
             findings = [
-                *_channel_findings(segment, audience),
+                *_channel_findings(segment, purpose),
                 *_samples_findings(recording.file, samples),
-                *_text_findings(recording, segment, audience),
+                *_text_findings(recording, segment, purpose),
             ]
-            faults += [Fault(recording.name, recording.segment, *finding) for finding in findings]
+            faults += [recording.fault(*finding) for finding in findings]
         if progress is not None:
-            progress(i, len(recordings))
-    if audience.front_end is not None:
-        faults += _rate_faults(root.resolve().name, rates, audience.front_end.sample_rate_hz)
-    return len(recordings), faults
+            progress(i, len(found.recordings))
+    if purpose.front_end is not None:
+        faults += _rate_faults(found.root.resolve().name, rates, purpose.front_end.sample_rate_hz)
+    return len(found.recordings), faults
 
 
-def check_audio_file(path: Path, audience: Audience) -> list[Fault]:
-    """Faults of one recording without a text."""
-    recording = Recording(path.name, path, None, path.parent.name, path.name)
-    try:
-        segment = locate(recording, audience.channel)
-        samples = read_samples(path, segment)
-    except AudioError as error:
-        return [Fault(path.name, "", error.code, "error", error.message)]
-    findings = [*_channel_findings(segment, audience), *_samples_findings(path, samples)]
-    faults = [Fault(path.name, "", *finding) for finding in findings]
-    if audience.front_end is not None:
-        faults += _rate_faults(path.name, Counter([segment.rate_hz]), audience.front_end.sample_rate_hz)
-    return faults
-
-
-def _channel_findings(segment: Segment, audience: Audience) -> Iterator[Finding]:
-    if segment.num_channels > 1 and audience.channel is None:
+def _channel_findings(segment: Segment, purpose: Purpose) -> Iterator[Finding]:
+    if segment.num_channels > 1 and purpose.audio_channel is None:
         message = (
             f"{segment.num_channels} channels, one expected; only channel 0 is read: choose it, or another, with "
             "data.audio_channel"
@@ -117,18 +86,18 @@ def _samples_findings(file: Path, samples: npt.NDArray[np.float32]) -> Iterator[
         yield "wav_silent", "warning", message
 
 
-def _text_findings(recording: Recording, segment: Segment, audience: Audience) -> Iterator[Finding]:
-    if recording.text is None or not audience.has_targets:
+def _text_findings(recording: Recording, segment: Segment, purpose: Purpose) -> Iterator[Finding]:
+    if recording.text is None or not purpose.has_targets_of_texts:
         return
     try:
-        target = text_labels(recording.text, audience.symbols, audience.lexicon, recording.trial_id)
+        target = text_labels(recording.text, purpose.symbols, purpose.lexicon, recording.trial_id)
     except UnknownSymbolError as error:
         yield "unknown_symbol", "error", error.reason
         return
     if not target:
         yield "empty_label", "warning", f"the text {recording.text!r} has no word; check that nothing was said"
         return
-    front_end = audience.front_end or LogMelConfig()
+    front_end = purpose.front_end or LogMelConfig()
     rate = front_end.sample_rate_hz
     frames = log_mel_length(
         resampled_length(segment.num_samples, segment.rate_hz, rate), round(front_end.hop_ms * rate / 1000)
@@ -140,8 +109,8 @@ def _text_findings(recording: Recording, segment: Segment, audience: Audience) -
             f"{frames} frames of {front_end.hop_ms:g} ms, but {counts}: infeasible under any geometry; leave it out"
         )
         yield "ctc_infeasible", "error", message
-    elif audience.front_end is not None and audience.patching.frames(frames) < needed:
-        patching = audience.patching
+    elif purpose.front_end is not None and purpose.patching.frames(frames) < needed:
+        patching = purpose.patching
         yield (
             "ctc_infeasible",
             "warning",

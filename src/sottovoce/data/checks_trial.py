@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
-from sottovoce.core.faults import Fault, Severity
-from sottovoce.core.lengths import adjacent_repeats, conv_length, ctc_frames_needed
+from sottovoce.core.lengths import adjacent_repeats, ctc_frames_needed
 from sottovoce.core.splits import Split
 from sottovoce.core.symbols import PHONEMES, SymbolTable
 from sottovoce.core.text import normalise_text
+from sottovoce.data.purpose import Finding, Patching
 from sottovoce.data.t15_file import LABEL_ITEMS, SPIKES, StoredTrial
 
 OFFICIAL_CHANNELS: Final = 512
-Progress = Callable[[int, int], None]
-"""Is told how many trials of how many have been looked at."""
-Finding = tuple[str, Severity, str]
-"""Code, severity and message of a fault whose place is known."""
 _LEAVE_OUT = "repair the file, or leave the trial out (data.on_fault=skip)"
-
-
-@dataclass(frozen=True)
-class Patching:
-    """Bins that become one frame: the model's geometry that feasibility is judged by."""
-
-    size: int = 14
-    stride: int = 4
-
-    def frames(self, num_steps: int) -> int:
-        """Frames that come out of `num_steps` bins."""
-        return conv_length(num_steps, self.size, self.stride)
-
-    def steps_needed(self, frames: int) -> int:
-        """The fewest bins that give `frames` frames."""
-        return self.size + (max(frames, 1) - 1) * self.stride
 
 
 @dataclass(frozen=True)
@@ -71,13 +51,13 @@ def expected_channels(trials: Iterable[StoredTrial], configured: int | None = No
     return OFFICIAL_CHANNELS if OFFICIAL_CHANNELS in candidates else candidates[0]
 
 
-def trial_faults(file: str, trial: StoredTrial, split: Split, expected: Expectation) -> list[Fault]:
-    """Every fault of one trial; of faults that follow from one another only the first."""
+def trial_findings(trial: StoredTrial, split: Split, expected: Expectation) -> list[Finding]:
+    """What is wrong with one trial; of faults that follow from one another only the first."""
     findings = [*_feature_faults(trial, expected.channels), *_label_faults(trial, split, expected.symbols)]
     usable = all(severity != "error" for _, severity, _ in findings)
     if usable and trial.valid_steps is not None:
         findings += _fit_faults(trial, trial.valid_steps, expected.patching)
-    return [Fault(file, trial.key, *finding) for finding in findings]
+    return findings
 
 
 def _feature_faults(trial: StoredTrial, channels: int) -> Iterator[Finding]:
@@ -267,19 +247,3 @@ def _fit_faults(trial: StoredTrial, steps: int, patching: Patching | None) -> It
             f"{patching.stride}, but CTC needs {needed} ({counts}): infinite loss with that geometry, feasible without "
             f"patching; leave the trial out, or use a smaller stride ({patching.steps_needed(needed)} bins are needed)",
         )
-
-
-def duplicate_number_faults(trials: Iterable[tuple[str, str, StoredTrial]]) -> Iterator[Fault]:
-    """One fault for each (session, block, trial number) that comes again; `trials` are (file, session, trial)."""
-    first: dict[tuple[str, int, int], tuple[str, StoredTrial]] = {}
-    for file, session, trial in trials:
-        if trial.block is None or trial.number is None:
-            continue
-        earlier_file, earlier = first.setdefault((session, trial.block, trial.number), (file, trial))
-        if earlier is not trial:
-            where = earlier.key if earlier_file == file else f"{earlier_file}:{earlier.key}"
-            message = (
-                f"block {trial.block}, trial {trial.number} occurs twice in {session}: {where} and {trial.key}; "
-                "number the trials of a block apart, or remove one"
-            )
-            yield Fault(file, trial.key, "duplicate_trial_number", "error", message)

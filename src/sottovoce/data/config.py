@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from sottovoce.core.configuration import MISSING
 from sottovoce.core.errors import ConfigurationError
+from sottovoce.core.signals import SignalKind
 
-LAYOUTS = ("auto", "t15", "recordings")
+KEYS_WITHOUT_EFFECT: Final[Mapping[SignalKind, tuple[str, ...]]] = {
+    SignalKind.BINNED: (
+        "augmentation.speed",
+        "augmentation.formant",
+        "data.held_out_speakers",
+        "data.audio_channel",
+        "data.val_fraction",
+        "data.test_fraction",
+    ),
+    SignalKind.WAVEFORM: ("data.missing_channel_threshold", "data.channel_stride", "data.max_sessions"),
+}
+"""By what a recipe accepts: keys that change nothing there, and that only a mistake would set."""
 
 
 @dataclass(frozen=True)

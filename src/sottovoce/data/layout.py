@@ -1,128 +1,107 @@
-"""Which layout a path holds, and one clear line when it is not the one that was asked for."""
+"""What a layout of data sets is: one record that recognises a path and reads its structure.
+
+A layout is added by one file with such a record and its place in `layouts.LAYOUTS`; readers, checks, the command line,
+training and diagnosis ask the record and name no layout.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Protocol
 
 from sottovoce.core.errors import DataError
-from sottovoce.data.manifest import AUDIO_SUFFIXES, MANIFESTS
-from sottovoce.data.t15 import find_sessions
-
-Layout = Literal["t15", "t15_files", "t15_file", "t12", "uaspeech", "recordings", "audio_file"]
-"""`t15_file` is one HDF5 file, `t15_files` a folder of such files that belong to no session."""
-
-HDF5_SUFFIXES: Final = frozenset({".hdf5", ".h5"})
-_LOOKS_LIKE: Final[dict[str, str]] = {
-    "t15": "a T15 data set (folders t15.YYYY.MM.DD)",
-    "t15_files": "single T15 files outside session folders (*.hdf5)",
-    "t15_file": "a single T15 file (HDF5)",
-    "t12": "T12 (competitionData or *.mat)",
-    "uaspeech": "UASpeech (audio/ and mlf/)",
-    "recordings": "a folder of recordings (audio files, or a manifest)",
-    "audio_file": "a single recording",
-}
-NOT_YET: Final[frozenset[Layout]] = frozenset({"t12", "uaspeech"})
-_WAYS_OUT: Final = {
-    "t15": "give the folder that holds the session folders",
-    "recordings": "give a folder with a manifest.csv (audio,text,speaker) and its recordings",
-}
-_RECIPES: Final = {"t15": "t15_gru", "recordings": "recordings"}
+from sottovoce.core.faults import Fault
+from sottovoce.core.signals import SignalKind
+from sottovoce.core.splits import Split
+from sottovoce.core.trial import TrialSet
+from sottovoce.data.config import DataConfig
+from sottovoce.data.purpose import Progress, Purpose
+from sottovoce.features.config import PreprocessorConfig
 
 
-def detect_layout(path: Path) -> Layout:
-    """The layout of `path`, from the names of its files and folders; no file is opened.
+class OpenedTrials(TrialSet, Protocol):
+    """Trials of some splits of a data set, ready to be read."""
 
-    Raises:
-        DataError: `path` does not exist, cannot be listed, is empty, or holds nothing known (`not_this_layout`).
+    skipped: tuple[Fault, ...]
+    """Why trials or files were left out (`data.on_fault=skip`)."""
+
+
+class DataSet(Protocol):
+    """A data set whose structure (files, sessions, splits, trials with their ids) is read once, for check and open.
+
+    Both name a trial by the same id (`Fault.trial_id`, `Trial.trial_id`) and a file by its path from the data set's
+    folder (`Fault.file`).
     """
-    if str(path) == "???":
-        raise DataError("data.data_root is not set; give data.data_root=FOLDER")
-    if not path.exists():
-        raise DataError(
-            f"{path} does not exist; give a folder of the T15 layout or a folder of recordings, or one file"
-        )
-    try:
-        found = _file_layout(path) if path.is_file() else _folder_layout(path)
-        if found is None:
-            raise DataError(_nothing_known(path), code="not_this_layout")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
-    return found
+
+    def check(self, purpose: Purpose, progress: Progress | None) -> tuple[int, list[Fault]]:
+        """Read every trial: their number, sound or not, and every fault."""
+        ...
+
+    def open(
+        self, splits: Sequence[Split], config: DataConfig, preprocessor: PreprocessorConfig, seed: int
+    ) -> OpenedTrials:
+        """The trials of `splits`; `seed` decides what the data leave to chance (a split that no manifest states).
+
+        Raises:
+            DataError: there is no trial, or (unless `on_fault=skip`) one or its description is unusable.
+            ConfigurationError: a setting contradicts the data.
+        """
+        ...
 
 
-def require_layout(path: Path, wanted: str, reader: str = "") -> None:
-    """Insist that `path` is a folder of the layout `wanted` (`t15` or `recordings`).
+@dataclass(frozen=True)
+class Reading:
+    """How much of a data set is read; every layout takes what it knows."""
 
-    `reader` names what asks, e.g. `recipe=t15_gru`.
-
-    Raises:
-        DataError: it is another layout, or none (`not_this_layout`).
-    """
-    found = detect_layout(path)
-    if found != wanted:
-        contrast = f"which {reader} cannot read" if reader else f"expected {_LOOKS_LIKE[wanted]}"
-        recipe = f", or train it with recipe={_RECIPES[found]}" if found in _RECIPES else ""
-        raise DataError(
-            f"{path} looks like {_LOOKS_LIKE[found]}, {contrast}; {_WAYS_OUT[wanted]}{recipe}{_not_yet(found)}",
-            code="not_this_layout",
-        )
+    max_sessions: int | None = None
+    """Only the first this many sessions."""
+    unlabelled: bool = False
+    """Every recording is a test trial, whatever its text."""
 
 
-def refuse_unread(path: Path, layout: Layout) -> None:
-    """Stop at a layout that is known but that this version does not read.
-
-    Raises:
-        DataError: `layout` is T12 or UASpeech (`not_this_layout`).
-    """
-    if layout in NOT_YET:
-        raise DataError(
-            f"{path} looks like {_LOOKS_LIKE[layout]}; give a T15 folder or a folder of recordings{_not_yet(layout)}",
-            code="not_this_layout",
-        )
+def _not_read(path: Path, reading: Reading) -> DataSet:
+    raise DataError(f"{path} is of a layout that this version does not read", code="not_this_layout")
 
 
-def _not_yet(layout: Layout) -> str:
-    name = _LOOKS_LIKE[layout].split(" (")[0]
-    return f" (reading {name} is not part of this version yet)" if layout in NOT_YET else ""
+@dataclass(frozen=True)
+class Layout:
+    """One way to store trials."""
+
+    name: str
+    """What a check calls it."""
+    family: str
+    """What `check --layout` insists on; several forms of one layout share it."""
+    what: str
+    """In words, e.g. `a T15 data set`."""
+    marks: str
+    """What it is recognised by, in words, e.g. `folders t15.YYYY.MM.DD`."""
+    signal: SignalKind
+    is_folder: Callable[[Path], bool] = lambda folder: False
+    """Whether a folder holds this layout, from the names of its files and folders; no file is opened."""
+    suffixes: frozenset[str] = frozenset()
+    """Endings (in small letters) of the files that are this layout by themselves."""
+    read: Callable[[Path, Reading], DataSet] = _not_read
+    """The structure of what is at a path."""
+    recipe: str = ""
+    """A shipped recipe that trains on it; empty where it can only be checked."""
+    give: str = ""
+    """What to give as `data.data_root` to train on it."""
+    unread: str = ""
+    """Of a layout that is known but that this version does not read: that, and what to do instead."""
+    stored_symbols: str = ""
+    """Name of the symbols that its labels are stored in; empty where targets are made from the text."""
+
+    @property
+    def looks_like(self) -> str:
+        """In words, with what it is recognised by."""
+        return f"{self.what} ({self.marks})"
 
 
-def _file_layout(path: Path) -> Layout | None:
-    suffix = path.suffix.lower()
-    if suffix in HDF5_SUFFIXES:
-        return "t15_file"
-    if suffix in AUDIO_SUFFIXES:
-        return "audio_file"
-    return "t12" if suffix == ".mat" else None
-
-
-def _folder_layout(path: Path) -> Layout | None:
-    children = sorted(path.iterdir())
-    if find_sessions(path):
-        return "t15"
-    if path.name == "competitionData" or (path / "competitionData").is_dir() or _any(path, {".mat"}, depth=2):
-        return "t12"
-    if any(child.name in MANIFESTS for child in children):
-        return "recordings"
-    if (path / "audio").is_dir() and (path / "mlf").is_dir():
-        return "uaspeech"
-    if _any(path, HDF5_SUFFIXES, depth=1):
-        return "t15_files"
-    return "recordings" if _any(path, AUDIO_SUFFIXES, depth=None) else None
-
-
-def _any(path: Path, suffixes: frozenset[str] | set[str], depth: int | None) -> bool:
-    below = path.rglob("*") if depth is None else (p for n in range(depth) for p in path.glob("/".join("*" * (n + 1))))
-    return any(p.suffix.lower() in suffixes and p.is_file() for p in below)
-
-
-def _nothing_known(path: Path) -> str:
-    if path.is_file():
-        looked = f"a file ending in {', '.join(sorted(HDF5_SUFFIXES | AUDIO_SUFFIXES))}"
-        return f"{path} is not {looked}; give one, or the folder of a data set"
-    names = sorted(child.name for child in path.iterdir())
-    found = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing: it is empty"
-    return (
-        f"{path} holds no data set: looked for folders t15.YYYY.MM.DD, {', '.join(MANIFESTS)} and "
-        f"recordings, found {found}; give the folder that holds one of these"
+def holds_file(folder: Path, suffixes: frozenset[str], depth: int | None) -> bool:
+    """Whether a file with one of `suffixes` is at most `depth` folders deep (1: in `folder` itself; None: anywhere)."""
+    below = (
+        folder.rglob("*") if depth is None else (p for n in range(depth) for p in folder.glob("/".join("*" * (n + 1))))
     )
+    return any(p.suffix.lower() in suffixes and p.is_file() for p in below)

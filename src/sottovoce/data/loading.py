@@ -10,15 +10,25 @@ import numpy.typing as npt
 
 from sottovoce.core.errors import DataError
 from sottovoce.core.faults import Fault
+from sottovoce.core.signals import SignalKind
 from sottovoce.core.splits import Split
-from sottovoce.core.symbols import symbol_table
 from sottovoce.core.trial import TrialSet
 from sottovoce.data.config import DataConfig
-from sottovoce.data.layout import require_layout
-from sottovoce.data.pronunciation import read_lexicon
-from sottovoce.data.recordings import open_recordings
-from sottovoce.data.t15 import open_t15
+from sottovoce.data.layout import DataSet, Layout, Reading
+from sottovoce.data.layouts import trainable_layout
 from sottovoce.features.config import PreprocessorConfig
+
+
+def read_data_set(config: DataConfig, accepts: SignalKind, unlabelled: bool = False) -> tuple[Layout, DataSet]:
+    """The layout and structure of `data.data_root`.
+
+    Raises:
+        DataError: the folder is missing, or of a layout that a front end for such signals cannot read.
+        ConfigurationError: its labels are stored in other symbols than `data.symbols`.
+    """
+    root = Path(config.data_root)
+    layout = trainable_layout(root, config, accepts)
+    return layout, layout.read(root, Reading(config.max_sessions, unlabelled))
 
 
 def open_data(
@@ -27,28 +37,29 @@ def open_data(
     splits: Sequence[Split],
     seed: int,
     unlabelled: bool = False,
+    data_set: DataSet | None = None,
 ) -> PreparedTrials:
-    """The trials of `splits`: recordings for a log-mel front end, otherwise the binned features of a T15 folder.
+    """The trials of `splits`.
 
     `unlabelled` takes every recording as a test trial, whatever its text; T15 folders say themselves what is labelled.
+    `data_set` is what is at `data.data_root` where that has been read already, for a check.
 
     Raises:
-        DataError: the folder is missing, is of another layout, or holds a fault (unless `on_fault=skip`).
+        DataError: the folder is missing, is of a layout that the front end cannot read, or holds a fault (unless
+            `on_fault=skip`).
         ConfigurationError: phoneme targets from text without a lexicon, or an unknown held-out speaker.
     """
-    root = Path(config.data_root)
-    if preprocessor.log_mel is None:
-        require_layout(root, "t15", "a recipe without preprocessor.log_mel")
-        binned = open_t15(root, splits, config.max_sessions, config.on_fault)
-        return PreparedTrials(
-            binned, config.channel_stride, preprocessor.num_channels, config.cache_data, binned.skipped
-        )
-    require_layout(root, "recordings", "a recipe with preprocessor.log_mel")
-    table = symbol_table(config.symbols)
-    lexicon = read_lexicon(Path(config.lexicon), table) if config.lexicon else None
-    rate = preprocessor.log_mel.sample_rate_hz
-    waveforms = open_recordings(root, splits, config, rate, seed, table, lexicon, unlabelled)
-    return PreparedTrials(waveforms, 1, None, config.cache_data, waveforms.skipped)
+    if data_set is None:
+        _, data_set = read_data_set(config, preprocessor.signal, unlabelled)
+    trials = data_set.open(splits, config, preprocessor, seed)
+    binned = preprocessor.signal == SignalKind.BINNED
+    return PreparedTrials(
+        trials,
+        config.channel_stride if binned else 1,
+        preprocessor.num_channels if binned else None,
+        config.cache_data,
+        trials.skipped,
+    )
 
 
 class PreparedTrials:

@@ -54,6 +54,10 @@ class Recording:
         """Name and segment."""
         return f"{self.name}#{self.segment}" if self.segment else self.name
 
+    def fault(self, code: str, severity: Severity, message: str) -> Fault:
+        """A fault of this recording."""
+        return Fault(self.name, self.segment, code, severity, message, self.trial_id)
+
 
 def find_manifest(root: Path) -> Path | None:
     """The manifest in `root`.
@@ -129,10 +133,10 @@ def _from_pairs(root: Path, audio: Iterable[Path]) -> tuple[list[Recording], lis
             message = (
                 f"{transcript.name} is missing although other recordings have theirs; add it, or leave this one out"
             )
-            faults.append(Fault(name, "", "label_missing", "error", message))
+            faults.append(Fault(name, "", "label_missing", "error", message, trial_id=name))
         except (OSError, UnicodeDecodeError) as error:
             message = f"{transcript.name} cannot be read as UTF-8 text ({error}); write it again"
-            faults.append(Fault(name, "", "label_missing", "error", message))
+            faults.append(Fault(name, "", "label_missing", "error", message, trial_id=name))
         else:
             recordings.append(Recording(name, path, text, speaker=path.resolve().parent.name, event=name))
     return recordings, faults

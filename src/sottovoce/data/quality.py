@@ -22,7 +22,7 @@ def filtered_trials(trial_set: TrialSet, config: DataConfig, step_ms: float) -> 
     found = {}
     for index, trial in enumerate(trial_set.trials):
         for code, message in _misses(trial_set, index, trial, config, step_ms):
-            found[trial.trial_id] = Fault(str(trial.file), trial.key, code, "warning", message)
+            found[trial.trial_id] = Fault(str(trial.file), trial.key, code, "warning", message, trial.trial_id)
             break
     return found
 

@@ -43,6 +43,31 @@ class Segment:
     """Of the file; only `channel` is read."""
 
 
+@dataclass(frozen=True)
+class FoundRecordings:
+    """The structure of a folder of recordings; no audio file is opened."""
+
+    root: Path
+    recordings: tuple[Recording, ...]
+    """In their stored order."""
+    faults: tuple[Fault, ...] = ()
+    """What is wrong with their description."""
+    described_in: Path = Path()
+    """The manifest, or the folder where there is none."""
+    unlabelled: bool = False
+    """Every recording is a test trial, and its text is left alone, known or not."""
+
+
+def find_recordings(root: Path, unlabelled: bool = False) -> FoundRecordings:
+    """The recordings in the folder `root`.
+
+    Raises:
+        DataError: several manifests, or neither a manifest nor a recording (unless `unlabelled`: whose text is known).
+    """
+    recordings, faults = read_recordings(root, need_text=not unlabelled)
+    return FoundRecordings(root, tuple(recordings), tuple(faults), find_manifest(root) or root, unlabelled)
+
+
 class AudioError(Exception):
     """Why a recording cannot be used: the fault's code and message."""
 
@@ -173,33 +198,30 @@ def split_recordings(recordings: Sequence[Recording], config: DataConfig, seed: 
 
 
 def open_recordings(
-    root: Path,
+    found: FoundRecordings,
     splits: Sequence[Split],
     config: DataConfig,
     sample_rate_hz: int,
     seed: int,
     table: SymbolTable,
     lexicon: Mapping[str, tuple[str, ...]] | None,
-    unlabelled: bool = False,
 ) -> RecordingTrials:
-    """The trials of `splits` in the folder `root`, in the order split, then as the manifest lists them.
+    """The trials of `splits`, in the order split, then as the manifest lists them.
 
-    A trial's session is its speaker. Only the headers of the wanted recordings are read. `unlabelled` takes every
-    recording as a test trial and leaves its text alone, known or not.
+    A trial's session is its speaker. Only the headers of the wanted recordings are read.
 
     Raises:
         DataError: there is no recording, or (with `config.on_fault="raise"`) one or its description is unusable.
         ConfigurationError: an unknown held-out speaker, or phonemes without a lexicon.
     """
-    recordings, faults = read_recordings(root, need_text=not unlabelled)
-    manifest = find_manifest(root)
+    recordings, faults, unlabelled = found.recordings, list(found.faults), found.unlabelled
     assigned: list[Split]
     assigned, leaks = (["test"] * len(recordings), []) if unlabelled else split_recordings(recordings, config, seed)
-    _stop_at_errors(root, leaks)  # also where faults are skipped: there is no trial whose absence would mend a leak
+    _stop_at_errors(found, leaks)  # also where faults are skipped: there is no trial whose absence would mend a leak
     if config.on_fault == "raise":
-        _stop_at_errors(root, faults)
+        _stop_at_errors(found, faults)
 
-    found: list[tuple[Trial, Segment]] = []
+    opened: list[tuple[Trial, Segment]] = []
     order = {split: i for i, split in enumerate(SPLITS)}
     wanted = sorted((order[s], i) for i, s in enumerate(assigned) if s in splits)
     for _, i in wanted:
@@ -213,34 +235,33 @@ def open_recordings(
             if recording.text is not None and not unlabelled:
                 labels = text_labels(recording.text, table, lexicon, recording.trial_id)
         except AudioError as error:
-            faults.append(Fault(recording.name, recording.segment, error.code, "error", error.message))
+            faults.append(recording.fault(error.code, "error", error.message))
         except UnknownSymbolError as error:
-            faults.append(Fault(recording.name, recording.segment, "unknown_symbol", "error", error.reason))
+            faults.append(recording.fault("unknown_symbol", "error", error.reason))
         else:
-            found.append((_trial(recording, split, num_steps, labels), segment))
+            opened.append((_trial(recording, split, num_steps, labels), segment))
             continue
         if config.on_fault == "raise":
-            _stop_at_errors(root, faults[-1:])
+            _stop_at_errors(found, faults[-1:])
     errors = tuple(fault for fault in faults if fault.severity == "error")
-    if not found:
-        where = root if manifest is None else manifest
+    if not opened:
         raise DataError(
-            f"{where}: no usable recording of {', '.join(splits)} among {len(recordings)} ({len(errors)} errors); "
-            "run `sottovoce check` on the folder"
+            f"{found.described_in}: no usable recording of {', '.join(splits)} among {len(recordings)} "
+            f"({len(errors)} errors); run `sottovoce check` on the folder"
         )
     return RecordingTrials(
-        trials=tuple(trial for trial, _ in found),
+        trials=tuple(trial for trial, _ in opened),
         sessions=tuple(sorted({recording.speaker for recording in recordings})),
-        segments=tuple(segment for _, segment in found),
+        segments=tuple(segment for _, segment in opened),
         sample_rate_hz=sample_rate_hz,
         skipped=errors,
     )
 
 
-def _stop_at_errors(root: Path, faults: Sequence[Fault]) -> None:
+def _stop_at_errors(found: FoundRecordings, faults: Sequence[Fault]) -> None:
     for fault in faults:
         if fault.severity == "error":
-            raise replace(fault, file=str(root / fault.file)).as_error()
+            raise replace(fault, file=str(found.root / fault.file)).as_error()
 
 
 def _trial(recording: Recording, split: Split, num_steps: int, labels: tuple[int, ...] | None) -> Trial:

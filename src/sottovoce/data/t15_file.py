@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.core.faults import Fault
+from sottovoce.data.purpose import Finding
 
 FEATURES: Final = "input_features"
 SPIKES: Final = "spikes"
@@ -111,12 +111,13 @@ class StoredTrial:
         return codes
 
 
-def read_stored_trials(path: Path, name: str) -> tuple[list[StoredTrial], list[Fault]]:
-    """Every trial of the file in the numeric order of its groups, and what could not be read.
+def read_stored_trials(path: Path) -> tuple[list[StoredTrial], list[tuple[str, Finding]]]:
+    """Every trial of the file in the numeric order of its groups, and by group what could not be read.
 
-    `name` stands for the file in the faults: `unreadable_file` or `no_trials`.
+    A finding without a group is the whole file's: `unreadable_file` or `no_trials`.
     """
-    trials, faults = [], []
+    trials: list[StoredTrial] = []
+    unreadable: list[tuple[str, Finding]] = []
     try:
         with h5py.File(path) as file:
             names = [_name(stored) for stored in file]
@@ -124,15 +125,15 @@ def read_stored_trials(path: Path, name: str) -> tuple[list[StoredTrial], list[F
             if not keys:
                 found = ", ".join(names[:5]) or "nothing"
                 message = f"no group trial_NNNN, found {found}; give a file of the T15 layout, or leave this one out"
-                faults.append(Fault(name, "", "no_trials", "error", message))
+                unreadable.append(("", ("no_trials", "error", message)))
             for key in keys:
                 try:
                     trials.append(_read_group(key, file[key]))
                 except READ_ERRORS as error:
-                    faults.append(Fault(name, key, "unreadable_file", "error", unreadable_message(error)))
+                    unreadable.append((key, ("unreadable_file", "error", unreadable_message(error))))
     except READ_ERRORS as error:
-        faults.append(Fault(name, "", "unreadable_file", "error", unreadable_message(error)))
-    return trials, faults
+        unreadable.append(("", ("unreadable_file", "error", unreadable_message(error))))
+    return trials, unreadable
 
 
 def unreadable_message(error: Exception) -> str:

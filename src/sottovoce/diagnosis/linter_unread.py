@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from sottovoce.core.findings import Finding
+from sottovoce.core.signals import SignalKind
 from sottovoce.diagnosis.causes import linted
 from sottovoce.evaluation.config import EvaluationConfig
 from sottovoce.training.branches import CTC, DENOISING, SPEAKING_MODE, TRANSDUCER
@@ -113,7 +114,7 @@ def _of_teachers(config: RunConfig) -> dict[str, tuple[bool, str]]:
             "no stage gives CTC a weight",
         ),
         "training.distillation.out_of_fold": (
-            bool(distillation.share) and distillation.out_of_fold and config.preprocessor.log_mel is None,
+            bool(distillation.share) and distillation.out_of_fold and config.preprocessor.signal == SignalKind.BINNED,
             "binned features have no speakers",
         ),
     }

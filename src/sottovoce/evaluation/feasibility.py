@@ -36,5 +36,5 @@ def infeasible_trials(
             f"{trial.num_steps} bins or samples give {frames} frames{why_shorter}, CTC needs {needed} "
             f"({len(labels)} labels and {repeats} repeats); {remedy}"
         )
-        faults[trial.trial_id] = Fault(str(trial.file), trial.key, code, "error", message)
+        faults[trial.trial_id] = Fault(str(trial.file), trial.key, code, "error", message, trial.trial_id)
     return faults

@@ -17,7 +17,7 @@ from sottovoce.core.errors import CheckpointError, ConfigurationError, DataError
 from sottovoce.core.faults import Fault
 from sottovoce.core.splits import Split
 from sottovoce.core.symbols import SymbolTable, symbol_table
-from sottovoce.core.trial import BIN_MS, Trial, TrialSet
+from sottovoce.core.trial import Trial, TrialSet
 from sottovoce.data.config import DataConfig
 from sottovoce.data.loading import PreparedTrials, open_data
 from sottovoce.evaluation.config import EvaluationConfig
@@ -62,8 +62,7 @@ class LoadedRun:
     @property
     def frame_ms(self) -> float:
         """Time from one encoder frame to the next."""
-        log_mel = self.preprocessor.log_mel
-        return (BIN_MS if log_mel is None else log_mel.hop_ms) * self.model.bins_per_frame
+        return self.preprocessor.feature_ms * self.model.bins_per_frame
 
     def with_beam(self, beam_size: int | None, decoder: str | None) -> LoadedRun:
         """The same run with another beam for its transducer; None changes nothing.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sottovoce.core.errors import ConfigurationError
+from sottovoce.core.signals import SignalKind
+from sottovoce.core.trial import BIN_MS
 
 NORMALISATIONS = ("none", "trial", "trial_mean")
 
@@ -53,6 +55,21 @@ class PreprocessorConfig:
     to mean 0, the trial as a whole to deviation 1."""
     log_mel: LogMelConfig | None = None
     """Set for waveforms, absent for binned features."""
+
+    @property
+    def signal(self) -> SignalKind:
+        """What the front end accepts."""
+        return SignalKind.BINNED if self.log_mel is None else SignalKind.WAVEFORM
+
+    @property
+    def step_ms(self) -> float:
+        """Milliseconds of one of a trial's `num_steps`: a bin, or a sample."""
+        return BIN_MS if self.log_mel is None else 1000 / self.log_mel.sample_rate_hz
+
+    @property
+    def feature_ms(self) -> float:
+        """Milliseconds from one step of the features that the model reads to the next: a bin, or a hop."""
+        return BIN_MS if self.log_mel is None else self.log_mel.hop_ms
 
     def __post_init__(self) -> None:
         if self.num_channels < 1 or self.smoothing_sigma_bins < 0:

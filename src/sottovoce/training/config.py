@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from sottovoce.core.configuration import MISSING
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.data.config import DataConfig
+from sottovoce.core.symbols import LETTERS
+from sottovoce.data.config import KEYS_WITHOUT_EFFECT, DataConfig
 from sottovoce.evaluation.config import EvaluationConfig
 from sottovoce.evaluation.scoring import METRICS
 from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
@@ -189,24 +190,14 @@ class RunConfig:
         self._refuse_keys_without_effect()
 
     def _refuse_keys_without_effect(self) -> None:
-        binned = self.preprocessor.log_mel is None
-        default, data = DataConfig(data_root=""), self.data
-        ineffective = {
-            "augmentation.speed": binned and self.augmentation.speed,
-            "augmentation.formant": binned and self.augmentation.formant,
-            "data.held_out_speakers": binned and data.held_out_speakers,
-            "data.audio_channel": binned and data.audio_channel is not None,
-            "data.val_fraction": binned and data.val_fraction != default.val_fraction,
-            "data.test_fraction": (binned or data.held_out_speakers) and data.test_fraction != default.test_fraction,
-            "data.missing_channel_threshold": not binned and data.missing_channel_threshold is not None,
-            "data.channel_stride": not binned and data.channel_stride > 1,
-            "data.max_sessions": not binned and data.max_sessions is not None,
-            "data.lexicon": data.symbols == "letters" and data.lexicon is not None,
-        }
-        for key, found in ineffective.items():
-            if found:
-                kind = "binned features" if binned else "recordings"
-                also = " and letters" if key == "data.lexicon" else ""
-                raise ConfigurationError(f"{key} has no effect with {kind}{also}; leave it out")
-        if binned and data.symbols != "phonemes":
-            raise ConfigurationError(f"data.symbols={data.symbols}: T15 files hold phonemes")
+        signal, data = self.preprocessor.signal, self.data
+        for key in KEYS_WITHOUT_EFFECT[signal]:
+            section, name = key.split(".")
+            configured = getattr(self, section)
+            default = next(entry.default for entry in fields(configured) if entry.name == name)
+            if getattr(configured, name) != default:
+                raise ConfigurationError(f"{key} has no effect with {signal}; leave it out")
+        if data.held_out_speakers and data.test_fraction != DataConfig.test_fraction:
+            raise ConfigurationError("data.test_fraction has no effect where speakers are held out; leave it out")
+        if data.symbols == LETTERS.name and data.lexicon is not None:
+            raise ConfigurationError("data.lexicon has no effect with letters; leave it out")

@@ -14,10 +14,12 @@ from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.faults import Fault
 from sottovoce.core.random import seed_for
 from sottovoce.core.symbols import SymbolTable, symbol_table
-from sottovoce.core.trial import BIN_MS, Trial
-from sottovoce.data.checks import CheckReport, check_path, fatal_faults, unusable_trials
-from sottovoce.data.loading import PreparedTrials, open_data
+from sottovoce.core.trial import Trial
+from sottovoce.data.checks import CheckReport, check_data_set, fatal_faults, unusable_trials
+from sottovoce.data.layout import DataSet
+from sottovoce.data.loading import PreparedTrials, open_data, read_data_set
 from sottovoce.data.pronunciation import read_lexicon
+from sottovoce.data.purpose import Patching, Purpose
 from sottovoce.data.quality import filtered_trials
 from sottovoce.evaluation.feasibility import infeasible_trials
 from sottovoce.evaluation.vocabulary import Vocabulary, find_vocabulary
@@ -72,12 +74,15 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, known: Mapping[str, Fault] | None = None, progress: Callable[[int, int], None] | None = None
+    config: RunConfig,
+    known: Mapping[str, Fault] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    data_set: DataSet | None = None,
 ) -> Prepared:
     """Open the data, build the model, and make sure that every trial can be trained on.
 
     Every trial is read first (`data.check`). A run that continues has done so before: `known` are the trials that it
-    leaves out. `progress` is called with the trials read and their number.
+    leaves out. `progress` is called with the trials read and their number. `data_set` is what a check has read already.
 
     Raises:
         DataError: a trial that cannot be used (`NoUsableTrials`: none that can).
@@ -94,12 +99,10 @@ def prepare(
             report = check_data(config, progress)
             if config.data.on_fault == "raise":
                 _raise_first(fatal_faults(report))
-            known = unusable_trials(report)
+            known, data_set = unusable_trials(report), report.data_set
             data_warnings.update(fault.fault for fault in report.faults if fault.severity == "warning")
-    trial_set = open_data(config.data, config.preprocessor, ("train", "val"), config.seed)
-    front_end = config.preprocessor.log_mel
-    step_ms = BIN_MS if front_end is None else 1000 / front_end.sample_rate_hz
-    known = {**filtered_trials(trial_set, config.data, step_ms), **known}
+    trial_set = open_data(config.data, config.preprocessor, ("train", "val"), config.seed, data_set=data_set)
+    known = {**filtered_trials(trial_set, config.data, config.preprocessor.step_ms), **known}
     config = _filled_in(config, len(trial_set.sessions), table)
     torch.manual_seed(seed_for(config.seed, "init"))
     model = build_model(config.model)
@@ -109,7 +112,8 @@ def prepare(
         _raise_first(list(infeasible.values()))
     left_out = {**known, **infeasible}
     train_indices, val_indices = trial_set.indices("train", left_out), trial_set.indices("val", left_out)
-    skipped = (*trial_set.skipped, *left_out.values())
+    unopened = {fault.trial_id for fault in trial_set.skipped}
+    skipped = (*trial_set.skipped, *(fault for trial_id, fault in left_out.items() if trial_id not in unopened))
     if not train_indices:
         raise NoUsableTrials(config.data.data_root, skipped)
     vocabulary = find_vocabulary(config.data, table, (trial_set.trials[i] for i in train_indices))
@@ -184,20 +188,17 @@ def check_data(config: RunConfig, progress: Callable[[int, int], None] | None = 
     Raises:
         DataError: there is no data set to read.
     """
-    table, patch = symbol_table(config.data.symbols), config.model.patch or PatchConfig(1, 1)
-    return check_path(
-        Path(config.data.data_root),
-        layout="t15" if config.preprocessor.log_mel is None else "recordings",
-        patch_size=patch.size,
-        patch_stride=patch.stride,
-        num_channels=config.preprocessor.num_channels if config.data.channel_stride == 1 else None,
-        expected_symbols=table,
-        max_sessions=config.data.max_sessions,
-        lexicon=read_lexicon(Path(config.data.lexicon), table) if config.data.lexicon else None,
+    data, table, patch = config.data, symbol_table(config.data.symbols), config.model.patch or PatchConfig(1, 1)
+    purpose = Purpose(
+        symbols=table,
+        lexicon=read_lexicon(Path(data.lexicon), table) if data.lexicon else None,
+        patching=Patching(patch.size, patch.stride),
+        num_channels=config.preprocessor.num_channels if data.channel_stride == 1 else None,
         front_end=config.preprocessor.log_mel,
-        audio_channel=config.data.audio_channel,
-        progress=progress,
+        audio_channel=data.audio_channel,
     )
+    layout, data_set = read_data_set(data, config.preprocessor.signal)
+    return check_data_set(layout, data_set, purpose, progress)
 
 
 def _raise_first(faults: Sequence[Fault]) -> None:
@@ -238,7 +239,7 @@ def _without_labels(trials: tuple[Trial, ...]) -> dict[str, Fault]:
         "Validation and test trials may be empty"
     )
     return {
-        trial.trial_id: Fault(str(trial.file), trial.key, "empty_label", "error", message)
+        trial.trial_id: Fault(str(trial.file), trial.key, "empty_label", "error", message, trial.trial_id)
         for trial in trials
         if trial.split == "train" and not trial.labels
     }

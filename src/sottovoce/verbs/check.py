@@ -10,8 +10,9 @@ from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import LETTERS, PHONEMES, symbol_table
 from sottovoce.data.checks import CheckReport, check_path, unusable_trials
-from sottovoce.data.layout import detect_layout
+from sottovoce.data.layouts import AUTO, detect_layout
 from sottovoce.data.pronunciation import read_lexicon
+from sottovoce.data.purpose import Patching, Purpose
 from sottovoce.diagnosis.preflight import preflight
 from sottovoce.diagnosis.preflight.memory import MemoryEstimate, memory_of
 from sottovoce.features.config import LogMelConfig
@@ -44,7 +45,7 @@ class RunCheck:
 def check(
     path: Path | str,
     *,
-    layout: str = "auto",
+    layout: str = AUTO,
     patch_size: int = 14,
     patch_stride: int = 4,
     num_channels: int | None = None,
@@ -68,23 +69,24 @@ def check(
     path = Path(path)
     if max_sessions is not None and max_sessions < 1:
         raise ConfigurationError(f"max_sessions={max_sessions}: must be at least 1")
-    letters = detect_layout(path) == "recordings" and lexicon is None
-    table = symbol_table(symbols or (LETTERS if letters else PHONEMES).name)
+    stored = detect_layout(path).stored_symbols
+    table = symbol_table(symbols or stored or (LETTERS if lexicon is None else PHONEMES).name)
     front_end = (
         None if sample_rate_hz is None else LogMelConfig(sample_rate_hz=sample_rate_hz, high_hz=sample_rate_hz / 2)
     )
     return check_path(
         path,
-        layout=layout,
-        patch_size=patch_size,
-        patch_stride=patch_stride,
-        num_channels=num_channels,
-        expected_symbols=table,
-        max_sessions=max_sessions,
-        lexicon=None if lexicon is None else read_lexicon(Path(lexicon), table),
-        front_end=front_end,
-        audio_channel=audio_channel,
-        progress=progress,
+        layout,
+        Purpose(
+            symbols=table,
+            lexicon=None if lexicon is None else read_lexicon(Path(lexicon), table),
+            patching=Patching(patch_size, patch_stride),
+            num_channels=num_channels,
+            front_end=front_end,
+            audio_channel=audio_channel,
+        ),
+        max_sessions,
+        progress,
     )
 
 
@@ -103,7 +105,7 @@ def check_run(config: RunConfig | Sequence[str], progress: Progress | None = Non
     config = replace(config, data=replace(config.data, on_fault="skip"))  # what is left can still be looked at
     prepared: Prepared | None = None
     try:
-        prepared = prepare(config, known=unusable_trials(report))
+        prepared = prepare(config, known=unusable_trials(report), data_set=report.data_set)
         skipped = prepared.skipped
     except NoUsableTrials as nothing_left:
         if not nothing_left.faults:

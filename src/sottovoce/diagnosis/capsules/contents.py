@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from sottovoce.core.checkpoints import Tensors
+from sottovoce.core.signals import SignalKind
 from sottovoce.core.trial import Batch, valid_mask
 from sottovoce.training.branches import BRANCHES
 from sottovoce.training.config import RunConfig
@@ -104,7 +105,7 @@ def check_batch(batch: Batch, positions: Sequence[int], config: RunConfig, blank
     size, model = len(batch.trial_ids), config.model
     if size == 0 or len(positions) != size:
         raise ValueError(f"{size} trial_ids and {len(positions)} positions, expected as many and at least one")
-    channels = () if config.preprocessor.log_mel is not None else (config.preprocessor.num_channels,)
+    channels = () if config.preprocessor.signal == SignalKind.WAVEFORM else (config.preprocessor.num_channels,)
     _shape("signal", batch.signal, torch.float32, (size, None, *channels))
     _shape("labels_BU", batch.labels_BU, torch.int64, (size, None))
     num_sessions = 2**62 if model.session_adapter is None else model.num_sessions or 0

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sottovoce.core.findings import Finding
+from sottovoce.core.signals import SignalKind
 from sottovoce.core.text import normalise_text
 from sottovoce.core.trial import Trial
 from sottovoce.data.checks_features import DEAD_STD, LEAST_BINS_FOR_DEAD, MOST_DEAD
@@ -135,7 +136,7 @@ def check_sampling(subject: Subject) -> Iterator[Finding]:
 def check_speakers(subject: Subject) -> Iterator[Finding]:
     """Recordings: the speakers that the first batches bring, and that their audio is each trial's own."""
     prepared = subject.prepared
-    if prepared.config.preprocessor.log_mel is None:
+    if prepared.config.preprocessor.signal != SignalKind.WAVEFORM:
         return
     trials, plan = prepared.trial_set.trials, batch_plan(prepared)
     planned = {trials[i].speaker for i in prepared.train_indices if trials[i].speaker}
@@ -201,7 +202,8 @@ def check_pipeline(subject: Subject) -> Iterator[Finding]:
 def check_augmentation(subject: Subject) -> Iterator[Finding]:
     """What augmentation adds to the features does not drown them."""
     prepared, read = subject.prepared, subject.whole
-    if prepared.pipeline.augmentation == AugmentationConfig() or prepared.config.preprocessor.log_mel is not None:
+    binned = prepared.config.preprocessor.signal == SignalKind.BINNED
+    if prepared.pipeline.augmentation == AugmentationConfig() or not binned:
         return
     evaluated = prepared.pipeline.evaluate(read.map_tensors(torch.Tensor.clone))
     uncut = copy.copy(prepared.pipeline)

@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional
 
 from sottovoce.core.findings import Finding
-from sottovoce.core.trial import BIN_MS
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.models import ssm_reference
@@ -218,8 +217,7 @@ def _trial_frames(subject: Subject) -> list[int]:
 
 def frame_ms(subject: Subject) -> float:
     """Time from one encoder frame to the next."""
-    log_mel = subject.prepared.config.preprocessor.log_mel
-    return (log_mel.hop_ms if log_mel is not None else BIN_MS) * subject.computer.model.bins_per_frame
+    return subject.prepared.config.preprocessor.feature_ms * subject.computer.model.bins_per_frame
 
 
 def needs_another_device(subject: Subject) -> bool:
