@@ -13,7 +13,7 @@ import torch
 from sottovoce.cli.main import main
 from sottovoce.core.symbols import PHONEMES
 from sottovoce.evaluation.evaluate import evaluate_run
-from sottovoce.evaluation.loaded_run import load_run
+from sottovoce.runs.trained_decoder import load
 from tests.models.test_official_t15 import official_state, write
 from tests.training.small_runs import command, overrides
 
@@ -59,7 +59,7 @@ def test_the_recorded_validation_is_the_evaluation(run_dir: Path, capsys: pytest
 
 def test_decoding_tells_how_far_it_is(run_dir: Path) -> None:
     seen: list[tuple[int, int]] = []
-    evaluate_run(load_run(run_dir), "val", progress=lambda done, total: seen.append((done, total)))
+    evaluate_run(load(run_dir), "val", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 

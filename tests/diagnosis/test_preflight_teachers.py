@@ -17,7 +17,7 @@ from sottovoce.data.loading import open_data
 from sottovoce.diagnosis.preflight.preflight import preflight
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.teachers import check_teachers
-from sottovoce.evaluation.heard import FILE_NAME, Heard, fingerprint, write_heard
+from sottovoce.runs.trained_on import FILE_NAME, TrainedOn, fingerprint, write_trained_on
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import start
@@ -74,7 +74,10 @@ def says(patch: pytest.MonkeyPatch, *whose: int, late: int = 0) -> None:
 def numbered(prepared: Prepared) -> Prepared:
     """The same teachers, told apart by their seeds."""
     assert prepared.teachers is not None
-    teachers = [replace(t, run=replace(t.run, seed=k)) for k, t in enumerate(prepared.teachers.teachers)]
+    teachers = [
+        replace(t, run=replace(t.run, config={**t.run.config, "seed": k}))
+        for k, t in enumerate(prepared.teachers.teachers)
+    ]
     config = prepared.config.training.distillation
     return replace(prepared, teachers=Teachers(teachers, config, prepared.trial_set, 0))
 
@@ -242,7 +245,7 @@ def test_a_teacher_that_has_heard_the_validation(
 ) -> None:
     plain = student()
     copy = shutil.copytree(teacher, tmp_path / "copy")
-    write_heard(copy, Heard.of(plain.trial_set.trials))
+    write_trained_on(copy, TrainedOn.of(plain.trial_set.trials))
     finding = findings(student(teachers=(copy,)))[0]
     assert (finding.code, finding.severity) == ("teacher_heard_test_speaker", "warning")
     assert f"{len(plain.val_indices)} of the {len(plain.val_indices)} validation trials" in finding.evidence
@@ -255,8 +258,8 @@ def test_a_leak_is_not_hidden_by_a_milder_one(
     config = plain.config
     test = open_data(config.data, config.preprocessor, ("test",), config.seed).trials
     mild, severe = (shutil.copytree(teacher, tmp_path / name) for name in ("mild", "severe"))
-    write_heard(mild, Heard.of(plain.trial_set.trials))
-    write_heard(severe, Heard.of(test))
+    write_trained_on(mild, TrainedOn.of(plain.trial_set.trials))
+    write_trained_on(severe, TrainedOn.of(test))
     for order in ((mild, severe), (severe, mild)):
         finding = findings(student(teachers=order))[0]
         assert (finding.code, finding.severity) == ("teacher_heard_test_speaker", "error")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sottovoce.core.checkpoints import read_state, read_tensors, write_checkpoint
-from sottovoce.evaluation.loaded_run import LoadedRun
+from sottovoce.evaluation import inference
 from sottovoce.models.compose import DecoderModel
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.stages import Curriculum
@@ -39,7 +39,7 @@ def scoring_fails_at_the_end(scene: Scene) -> None:
     def wrong(*arguments: Any, **more: Any) -> Any:
         raise TypeError("decode_words() missing 1 required positional argument: 'boundary'")
 
-    scene.patch.setattr(LoadedRun, "text_decoder", wrong)
+    scene.patch.setattr(inference, "text_decoder", wrong)
 
 
 def unfreezing_counts_within_an_epoch(scene: Scene) -> None:

@@ -20,7 +20,7 @@ from sottovoce.diagnosis.preflight import preflight
 from sottovoce.diagnosis.ranking import ranked
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.evaluation.evaluate import evaluate_run
-from sottovoce.evaluation.loaded_run import load_run
+from sottovoce.runs.trained_decoder import load
 from sottovoce.training.composition import compose_config
 from sottovoce.training.guard import Verdict
 from sottovoce.training.preparation import Prepared, prepare
@@ -169,7 +169,7 @@ def findings_of(exhibit: Exhibit, scene: Scene) -> list[Finding]:
         _train(scene, prepared, before)
         for spoil_evaluation in scene.trained:
             spoil_evaluation()
-        evaluate_run(load_run(run_dir), "val")
+        evaluate_run(load(run_dir), "val")
     except SottovoceError as stopped:
         (scene.folder / "stopped").write_text(str(stopped), encoding="utf-8")
         if not run_dir.exists():

@@ -15,9 +15,9 @@ from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.simulate.settings import SimulationSettings
 from sottovoce.data.simulate.simulation import simulate_t15
-from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.models.compose import COMPONENTS
 from sottovoce.models.transducer import TransducerHead
+from sottovoce.runs.trained_decoder import load
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
@@ -118,7 +118,7 @@ def test_stages_follow_each_other_and_say_what_they_train(uninterrupted: Path) -
         (TOTAL, "stage_finished", "denoise"),
     ]
     assert not [e for e in events if e["event"] == "step_skipped"]
-    run = load_run(uninterrupted)
+    run = load(uninterrupted)
     assert run.model.transducer is not None
     size = sum(p.numel() for p in run.model.transducer.parameters())
     (unfrozen,) = (e for e in events if e["event"] == "unfrozen")

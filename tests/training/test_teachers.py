@@ -16,8 +16,8 @@ from sottovoce.core.checkpoints import read_tensors
 from sottovoce.core.errors import CheckpointError, ConfigurationError
 from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart, collate
-from sottovoce.evaluation.heard import Heard, fingerprint, read_heard, write_heard
 from sottovoce.features.pipeline import FeaturePipeline
+from sottovoce.runs.trained_on import TrainedOn, fingerprint, read_trained_on, write_trained_on
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
@@ -137,7 +137,7 @@ def test_out_of_fold_teachers_do_not_teach_whom_they_have_heard(prepared: Callab
     trials = tuple(replace(trial, speaker=f"speaker {i % 2}") for i, trial in enumerate(made.trial_set.trials))
     made.trial_set.trials = trials
     first, second = teachers_of(made).teachers
-    heard = [replace(first, heard=Heard(frozenset({"speaker 0"}), frozenset())), second]
+    heard = [replace(first, trained_on=TrainedOn(frozenset({"speaker 0"}), frozenset())), second]
     teachers = Teachers(heard, made.config.training.distillation, made.trial_set, 0)
     batch = collate(made.trial_set, made.train_indices[:4])
     zero = [trials[i].speaker == "speaker 0" for i in made.train_indices[:4]]
@@ -198,23 +198,23 @@ def test_one_run_under_two_names_is_refused(tiny_t15: Path, tmp_path: Path, taug
 def test_what_teachers_have_heard_their_students_have_heard(
     tiny_t15: Path, tmp_path: Path, taught_by: tuple[Path, Path]
 ) -> None:
-    of_teacher = Heard(frozenset({"M08"}), frozenset({"feed"}))
+    of_teacher = TrainedOn(frozenset({"M08"}), frozenset({"feed"}))
     teacher = shutil.copytree(taught_by[0], tmp_path / "teacher")
-    write_heard(teacher, of_teacher)
+    write_trained_on(teacher, of_teacher)
     taught = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "student", *asking(teacher)))))
-    heard, alone = read_heard(taught), read_heard(taught_by[0])
+    heard, alone = read_trained_on(taught), read_trained_on(taught_by[0])
     assert alone is not None
     assert heard == alone | of_teacher
-    (teacher / "heard.json").unlink()
+    (teacher / "trained_on.json").unlink()
     unknown = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "unknown", *asking(teacher)))))
-    assert read_heard(unknown) is None
+    assert read_trained_on(unknown) is None
 
 
 @pytest.mark.parametrize("content", ['{"speakers": "ada", "trials": []}', '{"trials": {}, "speakers": []}', "[]", "{"])
 def test_a_record_of_what_was_heard_that_is_damaged(tmp_path: Path, content: str) -> None:
-    (tmp_path / "heard.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"heard.json cannot be read"):
-        read_heard(tmp_path)
+    (tmp_path / "trained_on.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"trained_on.json cannot be read"):
+        read_trained_on(tmp_path)
 
 
 def test_a_trial_without_a_teacher_has_its_labels_at_full_weight(
@@ -238,7 +238,7 @@ def test_a_trial_without_a_teacher_has_its_labels_at_full_weight(
 def test_what_a_run_has_heard_is_kept_with_it(tiny_t15: Path, taught_by: tuple[Path, Path]) -> None:
     prepared = prepare(compose_config(overrides(tiny_t15, Path("runs"), "again", "seed=1")))
     trials = prepared.trial_set.trials
-    heard = read_heard(taught_by[0])
+    heard = read_trained_on(taught_by[0])
     assert heard is not None
     assert heard.fingerprints == {fingerprint(trials[i]) for i in prepared.train_indices}
     assert not heard.fingerprints & {fingerprint(trials[i]) for i in prepared.val_indices}

@@ -12,9 +12,10 @@ from typing import Final
 
 from sottovoce.bench.rows import Row
 from sottovoce.bench.train_step import SHAPES, WARM_UP_STEPS, Shape, model_of, prepared_run
+from sottovoce.core.configuration import plain
 from sottovoce.core.symbols import PHONEMES
 from sottovoce.data.collation import StepPart, collate
-from sottovoce.evaluation.loaded_run import LoadedRun
+from sottovoce.runs.trained_decoder import TrainedDecoder
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.step import StepComputer
@@ -73,11 +74,10 @@ def _computer(prepared: Prepared, count: int) -> StepComputer:
 def _teacher(prepared: Prepared, number: int) -> Teacher:
     """A run that was never trained: what it says does not matter here."""
     config, sessions = prepared.config, prepared.trial_set.sessions
-    run = LoadedRun(
+    run = TrainedDecoder(
         run_dir=Path(f"teacher {number}"),
-        seed=number,
+        config=plain(config),
         checkpoint_step=0,
-        data=config.data,
         preprocessor=config.preprocessor,
         evaluation=config.evaluation,
         model=model_of(config, len(sessions)).eval().requires_grad_(False),
@@ -87,4 +87,4 @@ def _teacher(prepared: Prepared, number: int) -> Teacher:
         trained=(),
         validation={},
     )
-    return Teacher(run, heard=None, digest="")
+    return Teacher(run, trained_on=None, digest="")

@@ -10,7 +10,7 @@ from pathlib import Path
 import sottovoce
 from sottovoce.cli.progress import progress_bar
 from sottovoce.core.splits import SPLITS
-from sottovoce.evaluation.config import DECODERS
+from sottovoce.decoding.evaluation_config import DECODERS
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sottovoce.core.findings import Finding
 from sottovoce.core.signals import SignalKind
+from sottovoce.decoding.evaluation_config import EvaluationConfig
 from sottovoce.diagnosis.causes import linted
-from sottovoce.evaluation.config import EvaluationConfig
 from sottovoce.training.branches import CTC, DENOISING, SPEAKING_MODE, TRANSDUCER
 from sottovoce.training.config import RunConfig, TrainingConfig
 from sottovoce.training.preparation import Prepared

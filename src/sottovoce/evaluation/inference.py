@@ -18,14 +18,16 @@ from sottovoce.core.hypothesis import Candidate, Hypothesis, Word
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.trial import Trial, TrialSet
 from sottovoce.data.collation import collate
+from sottovoce.decoding.evaluation_config import DECODERS
 from sottovoce.decoding.greedy import blank_frames, greedy_ctc
 from sottovoce.decoding.lexicon import Lexicon, decode_words
 from sottovoce.decoding.spelling import spelled_words
 from sottovoce.decoding.transducer import beam_transducer, greedy_transducer
-from sottovoce.evaluation.config import DECODERS
+from sottovoce.evaluation.feasibility import infeasible_trials
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, Encoded
 from sottovoce.models.speaking_mode import ModeOutput
+from sottovoce.runs.trained_decoder import TrainedDecoder
 
 TransducerPath = tuple[tuple[int, ...], float | None]
 """Symbols and log-probability; greedy search does not know the latter."""
@@ -177,3 +179,69 @@ class TextDecoder:
     def _greedy_text(self, symbols: Sequence[int]) -> str | None:
         words = spelled_words(symbols, self.table, self.lexicon)
         return None if words is None else " ".join(words)
+
+
+def text_decoder(run: TrainedDecoder, decoder: str | None = None) -> TextDecoder:
+    """The named decoder, or the one the run was configured with.
+
+    Raises:
+        ConfigurationError: it needs what the run lacks: a lexicon, or a transducer that has been trained.
+    """
+    if (decoder or run.evaluation.decoder) == "transducer" and "rnnt_decoder" not in run.trained:
+        has_one = run.model.transducer is not None
+        raise ConfigurationError(
+            f"{run.run_dir}: the transducer has not been trained by step {run.checkpoint_step}; use --decoder greedy"
+            if has_one
+            else f"{run.run_dir}: the model has no transducer; use --decoder greedy"
+        )
+    return TextDecoder(
+        decoder or run.evaluation.decoder,
+        run.table,
+        run.vocabulary.lexicon if run.vocabulary else None,
+        run.vocabulary is not None and run.vocabulary.isolated_words,
+    )
+
+
+def outputs(
+    run: TrainedDecoder,
+    trial_set: TrialSet,
+    indices: Sequence[int],
+    decoder: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[TrialOutput]:
+    """What the model makes of these trials, in the order of `indices`, as the named decoder needs it.
+
+    `progress` is called with the trials done and their number.
+
+    Raises:
+        DataError: a trial is too short for the model.
+    """
+    pipeline = FeaturePipeline(run.preprocessor)
+    trials = [replace(trial_set.trials[i], labels=None) for i in indices]
+
+    def frames(trial: Trial) -> int:
+        return run.model.output_lengths(pipeline.shortest_length(trial.num_steps, training=False))
+
+    if faults := infeasible_trials(trials, frames):
+        raise next(iter(faults.values())).as_error()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = run_model(
+        run.model.to(device),
+        pipeline,
+        trial_set,
+        indices,
+        batch_size=run.evaluation.batch_size,
+        blank=run.table.blank,
+        device=device,
+        transducer=(
+            TransducerSearch(run.evaluation.beam_size, run.evaluation.max_symbols_per_frame)
+            if decoder == "transducer"
+            else None
+        ),
+    )
+    by_id: dict[str, TrialOutput] = {}
+    for output in found:
+        by_id[output.trial.trial_id] = output
+        if progress is not None:
+            progress(len(by_id), len(indices))
+    return [by_id[trial_set.trials[i].trial_id] for i in indices]

@@ -9,7 +9,7 @@ from sottovoce.core.configuration import MISSING
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.symbols import LETTERS
 from sottovoce.data.config import KEYS_WITHOUT_EFFECT, DataConfig
-from sottovoce.evaluation.config import EvaluationConfig
+from sottovoce.decoding.evaluation_config import EvaluationConfig
 from sottovoce.evaluation.scoring import METRICS
 from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
 from sottovoce.losses.combine import LOSS_SCALINGS, NORMALISATIONS

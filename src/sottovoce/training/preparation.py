@@ -22,15 +22,16 @@ from sottovoce.data.pronunciation import read_lexicon
 from sottovoce.data.purpose import Patching, Purpose
 from sottovoce.data.quality import filtered_trials
 from sottovoce.evaluation.feasibility import infeasible_trials
-from sottovoce.evaluation.vocabulary import Vocabulary, find_vocabulary
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, build_model
 from sottovoce.models.patching import PatchConfig
+from sottovoce.runs.vocabulary import Vocabulary
 from sottovoce.training.branches import SPEAKING_MODE
 from sottovoce.training.config import RunConfig
 from sottovoce.training.mode_targets import ModeTargets, find_mode_targets
 from sottovoce.training.stages import Curriculum, planned
 from sottovoce.training.teachers import Teachers, find_teachers
+from sottovoce.training.vocabulary import find_vocabulary
 
 
 class NoUsableTrials(DataError):

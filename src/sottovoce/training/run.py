@@ -26,10 +26,10 @@ from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
 from sottovoce.data.collation import StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
-from sottovoce.evaluation.heard import Heard, write_heard
-from sottovoce.evaluation.left_out import read_left_out, write_left_out
-from sottovoce.evaluation.loaded_run import CONFIG_FILE, read_config, write_sessions
-from sottovoce.evaluation.vocabulary import write_vocabulary
+from sottovoce.runs.directory import CONFIG_FILE, read_config, write_sessions
+from sottovoce.runs.left_out import read_left_out, write_left_out
+from sottovoce.runs.trained_on import TrainedOn, write_trained_on
+from sottovoce.runs.vocabulary import write_vocabulary
 from sottovoce.training.composition import changed_for_resume
 from sottovoce.training.config import RunConfig
 from sottovoce.training.environment import describe_environment
@@ -91,11 +91,11 @@ def write_run_files(run_dir: Path, prepared: Prepared) -> None:
     write_vocabulary(run_dir, prepared.vocabulary)
     write_sessions(run_dir, prepared.trial_set.sessions)
     write_left_out(run_dir, prepared.left_out)
-    heard = Heard.of(prepared.trial_set.trials[i] for i in prepared.train_indices)
+    trained_on = TrainedOn.of(prepared.trial_set.trials[i] for i in prepared.train_indices)
     if prepared.teachers is None:
-        write_heard(run_dir, heard)
-    elif (of_teachers := prepared.teachers.heard) is not None:
-        write_heard(run_dir, heard | of_teachers)
+        write_trained_on(run_dir, trained_on)
+    elif (of_teachers := prepared.teachers.trained_on) is not None:
+        write_trained_on(run_dir, trained_on | of_teachers)
     write_teachers(run_dir, prepared.teachers)
     environment = describe_environment(prepared.config.seed)
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")

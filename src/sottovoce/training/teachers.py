@@ -20,9 +20,9 @@ import torch
 
 from sottovoce.core.errors import CheckpointError, ConfigurationError
 from sottovoce.core.trial import Batch, Trial, TrialSet
-from sottovoce.evaluation.heard import Heard, read_heard
-from sottovoce.evaluation.loaded_run import LoadedRun, load_run
 from sottovoce.losses.distillation import AGGREGATIONS, frame_weights, teachers_opinion
+from sottovoce.runs.trained_decoder import TrainedDecoder, load
+from sottovoce.runs.trained_on import TrainedOn, read_trained_on
 
 FILE_NAME: Final = "teachers.json"
 
@@ -80,8 +80,8 @@ class TeacherTargets:
 class Teacher:
     """A trained run, and whom it can teach."""
 
-    run: LoadedRun
-    heard: Heard | None
+    run: TrainedDecoder
+    trained_on: TrainedOn | None
     """What it was trained on; None where that is not known."""
     digest: str
     """Of its weights."""
@@ -167,23 +167,23 @@ class Teachers:
         return self._of_trial[trial_id]
 
     def _may_teach(self, k: int, trial: Trial, session: int) -> bool:
-        heard = self.teachers[k].heard
-        if self.config.out_of_fold and heard is not None and trial.speaker in heard.speakers:
+        trained_on = self.teachers[k].trained_on
+        if self.config.out_of_fold and trained_on is not None and trial.speaker in trained_on.speakers:
             return False
         return self._places[k][session] >= 0
 
     @property
-    def heard(self) -> Heard | None:
+    def trained_on(self) -> TrainedOn | None:
         """What any of them was trained on; None where that is not known of all."""
-        together = Heard(frozenset(), frozenset())
+        together = TrainedOn(frozenset(), frozenset())
         for teacher in self.teachers:
-            if teacher.heard is None:
+            if teacher.trained_on is None:
                 return None
-            together |= teacher.heard
+            together |= teacher.trained_on
         return together
 
 
-def _places(run: LoadedRun, sessions: Sequence[str]) -> list[int]:
+def _places(run: TrainedDecoder, sessions: Sequence[str]) -> list[int]:
     """The teacher's number of each session; -1 where it has no adapter for it, 0 where it needs none."""
     if run.model.session_adapter is None:
         return [0] * len(sessions)
@@ -196,7 +196,8 @@ def find_teachers(config: DistillationConfig, trial_set: TrialSet, blank: int) -
 
     Raises:
         CheckpointError: a directory is no run, or holds no checkpoint yet.
-        ConfigurationError: one run is named twice, or must be kept from speakers and does not say whom it has heard.
+        ConfigurationError: one run is named twice; or the teachers must be kept from speakers, and one does not say
+            what it was trained on.
     """
     if not config.share:
         return None
@@ -205,18 +206,18 @@ def find_teachers(config: DistillationConfig, trial_set: TrialSet, blank: int) -
         raise ConfigurationError(f"training.distillation.teachers names a run twice: {', '.join(config.teachers)}")
     for name in config.teachers:
         run_dir = Path(name)
-        run = load_run(run_dir)
+        run = load(run_dir)
         run.model.requires_grad_(False)
-        teachers.append(Teacher(run, read_heard(run_dir), _digest(run)))
-        if config.out_of_fold and teachers[-1].heard is None:
+        teachers.append(Teacher(run, read_trained_on(run_dir), _digest(run)))
+        if config.out_of_fold and teachers[-1].trained_on is None:
             raise ConfigurationError(
-                f"training.distillation.out_of_fold: {run_dir} does not say whom it has heard (an older version made "
-                "it, or it was imported); train it again, or leave out_of_fold out"
+                f"training.distillation.out_of_fold: {run_dir} does not say what it was trained on (an older version "
+                "made it, or it was imported); train it again, or leave out_of_fold out"
             )
     return Teachers(teachers, config, trial_set, blank)
 
 
-def _digest(run: LoadedRun) -> str:
+def _digest(run: TrainedDecoder) -> str:
     whole = hashlib.sha256()
     for name, tensor in sorted(run.model.state_dict().items()):
         whole.update(name.encode())

@@ -12,7 +12,9 @@ from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.splits import SPLITS, Split
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.trial import Trial
-from sottovoce.evaluation.loaded_run import load_run
+from sottovoce.evaluation.inference import outputs, text_decoder
+from sottovoce.evaluation.opening import data_config, open_other, usable
+from sottovoce.runs.trained_decoder import load
 from sottovoce.verbs.listener import Progress
 
 
@@ -47,17 +49,17 @@ def decode(
         ConfigurationError: the decoder needs what the run lacks.
     """
     data_root = Path(data_root)
-    loaded = load_run(Path(run_dir)).with_beam(beam_size, decoder)
-    skip = (on_fault or loaded.data.on_fault) == "skip"
-    loaded = replace(loaded, data=replace(loaded.data, on_fault="skip" if skip else "raise"))
-    text_decoder = loaded.text_decoder(decoder)
-    trial_set = loaded.open_other(data_root, (split,) if split else SPLITS)
+    loaded = load(Path(run_dir)).with_beam(beam_size, decoder)
+    data = data_config(loaded)
+    data = replace(data, data_root=str(data_root), on_fault=on_fault or data.on_fault)
+    to_text = text_decoder(loaded, decoder)
+    trial_set = open_other(loaded, data, (split,) if split else SPLITS)
     if not trial_set.trials:
         raise DataError(f"{data_root} has no {split or ''} trials")
-    indices, faults = loaded.usable(trial_set) if skip else (list(range(len(trial_set.trials))), [])
-    outputs = loaded.outputs(trial_set, indices, text_decoder.decoder, progress)
+    indices, faults = usable(loaded, trial_set) if data.on_fault == "skip" else (list(range(len(trial_set.trials))), [])
+    found = outputs(loaded, trial_set, indices, to_text.decoder, progress)
     left_out = (*map(str, trial_set.skipped), *faults)
-    return Decoded(tuple((output.trial, text_decoder(output)) for output in outputs), left_out, loaded.table)
+    return Decoded(tuple((output.trial, to_text(output)) for output in found), left_out, loaded.table)
 
 
 def refuse_no_file(path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sottovoce.core.splits import Split
 from sottovoce.evaluation.evaluate import evaluate_run
-from sottovoce.evaluation.loaded_run import load_run
 from sottovoce.evaluation.scoring import Evaluation
+from sottovoce.runs.trained_decoder import load
 from sottovoce.verbs.listener import Progress
 
 
@@ -27,5 +27,5 @@ def evaluate(
         DataError: the split is empty or has no labels.
         ConfigurationError: the decoder needs what the run lacks.
     """
-    loaded = load_run(Path(run_dir)).with_beam(beam_size, decoder)
+    loaded = load(Path(run_dir)).with_beam(beam_size, decoder)
     return evaluate_run(loaded, split, decoder, progress)

@@ -10,10 +10,10 @@ import yaml
 from sottovoce.core.checkpoints import write_checkpoint
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.evaluation.left_out import write_left_out
-from sottovoce.evaluation.loaded_run import CONFIG_FILE, write_sessions
-from sottovoce.evaluation.vocabulary import write_vocabulary
 from sottovoce.models.official_t15 import load_official_t15
+from sottovoce.runs.directory import CONFIG_FILE, write_sessions
+from sottovoce.runs.left_out import write_left_out
+from sottovoce.runs.vocabulary import write_vocabulary
 from sottovoce.training.composition import compose_config
 
 

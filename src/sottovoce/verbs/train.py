@@ -14,7 +14,8 @@ from sottovoce.diagnosis.explainer import explain
 from sottovoce.diagnosis.preflight import preflight
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.evaluation.evaluate import evaluate_run
-from sottovoce.evaluation.loaded_run import load_run
+from sottovoce.evaluation.opening import open_own
+from sottovoce.runs.trained_decoder import load
 from sottovoce.training import run as training_run
 from sottovoce.training.composition import compose_config
 from sottovoce.training.config import RunConfig
@@ -114,8 +115,8 @@ def _diagnosed_if_aborted(listener: Listener) -> Iterator[None]:
 def _finish(run_dir: Path, listener: Listener) -> Path:
     """Evaluate, diagnose and report a finished run, by the main process alone."""
     if is_main_process():
-        loaded = load_run(run_dir)
-        trial_set = loaded.open(SPLITS)
+        loaded = load(run_dir)
+        trial_set = open_own(loaded, SPLITS)
         for split in SPLITS[1:]:
             indices = trial_set.indices(split, loaded.left_out)
             if indices and all(trial_set.trials[i].labels is not None for i in indices):

@@ -17,7 +17,7 @@ from sottovoce.core.errors import CheckpointError, ConfigurationError, NewerVers
 from sottovoce.core.findings import SEVERITIES
 from sottovoce.diagnosis.causes import causes
 from sottovoce.diagnosis.explainer.run_record import Evaluated, RunRecord, SavedState
-from sottovoce.evaluation.loaded_run import CONFIG_FILE
+from sottovoce.runs.directory import CONFIG_FILE
 from sottovoce.training.config import RunConfig
 
 SECTIONS: Final = frozenset({"seed", "data", "preprocessor", "model", "training", "evaluation"})

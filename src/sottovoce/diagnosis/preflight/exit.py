@@ -19,8 +19,9 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.trial import TrialSet
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.evaluation.loaded_run import LoadedRun, load_run
+from sottovoce.evaluation import inference
 from sottovoce.evaluation.scoring import score
+from sottovoce.runs.trained_decoder import TrainedDecoder, load
 from sottovoce.training import run as training_run
 
 FAILURES: Final = (
@@ -70,7 +71,7 @@ def _save(subject: Subject, run_dir: Path) -> None:
         raise FileNotFoundError(f"no checkpoint in {folder.name} although it was written")
 
 
-def _load(subject: Subject, run_dir: Path) -> LoadedRun:
+def _load(subject: Subject, run_dir: Path) -> TrainedDecoder:
     """The run as `evaluate` reads it, into an empty copy of the model: building a large one anew takes seconds."""
     model = copy.deepcopy(subject.computer.model)
     with torch.no_grad():
@@ -78,10 +79,10 @@ def _load(subject: Subject, run_dir: Path) -> LoadedRun:
             tensor.zero_()
     if training_run.read_run_config(run_dir) != subject.prepared.config:
         raise ValueError("config.yaml does not give back the run's configuration")
-    return load_run(run_dir, model)
+    return load(run_dir, model)
 
 
-def _differing(subject: Subject, loaded: LoadedRun) -> list[str]:
+def _differing(subject: Subject, loaded: TrainedDecoder) -> list[str]:
     saved, read = subject.computer.model.state_dict(), loaded.model.state_dict()
     return [name for name in saved if name not in read or not torch.equal(saved[name].cpu(), read[name].cpu())]
 
@@ -98,16 +99,16 @@ class _Cut:
         return self.source.signal(index)[: self.most_steps]
 
 
-def _score(subject: Subject, loaded: LoadedRun) -> None:
+def _score(subject: Subject, loaded: TrainedDecoder) -> None:
     """Decode and score the beginnings of two labelled validation trials, of training where there are none."""
     prepared = subject.prepared
     trials = prepared.trial_set.trials
     usable = [i for i in prepared.val_indices or prepared.train_indices if trials[i].labels]
     indices = sorted(usable, key=lambda i: trials[i].num_steps)[:2]
     loaded = replace(loaded, trained=loaded.model.components)  # by the end they are
-    text_decoder = loaded.text_decoder()
+    text_decoder = inference.text_decoder(loaded)
     cut = _Cut(prepared.trial_set, int(subject.batch.lengths_B.max()))
-    outputs = loaded.outputs(cut, indices, text_decoder.decoder)
+    outputs = inference.outputs(loaded, cut, indices, text_decoder.decoder)
     texts = {trials[i].text or "" for i in prepared.train_indices}
     score(
         [(output.trial, text_decoder(output)) for output in outputs],

@@ -18,7 +18,8 @@ from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.bindings import first_found
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.teachers_say import what_they_say
-from sottovoce.evaluation.heard import Heard, fingerprint
+from sottovoce.evaluation.opening import data_config
+from sottovoce.runs.trained_on import TrainedOn, fingerprint
 from sottovoce.training.branches import DISTILLATION
 from sottovoce.training.teachers import Teachers
 
@@ -60,14 +61,14 @@ def _leaks(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
     judged_by = {"test": test, "validation": [trials[i] for i in prepared.val_indices]}
     severe, mild = list[str](), list[str]()
     for teacher in teachers.teachers:
-        heard = teacher.heard or Heard(frozenset(), frozenset())
-        if teacher.heard is None:
-            mild.append(f"{teacher.name} does not say what it was trained on (heard.json is missing).")
-        if speakers := sorted(heard.speakers.intersection(config.data.held_out_speakers)):
+        trained_on = teacher.trained_on or TrainedOn(frozenset(), frozenset())
+        if teacher.trained_on is None:
+            mild.append(f"{teacher.name} does not say what it was trained on (trained_on.json is missing).")
+        if speakers := sorted(trained_on.speakers.intersection(config.data.held_out_speakers)):
             severe.append(f"{teacher.name} was trained on {', '.join(speakers)}, held out here.")
             continue
         for split, its in judged_by.items():
-            known = [trial.trial_id for trial in its if fingerprint(trial) in heard.fingerprints]
+            known = [trial.trial_id for trial in its if fingerprint(trial) in trained_on.fingerprints]
             if known:
                 evidence = (
                     f"{teacher.name} was trained on {len(known)} of the {len(its)} {split} trials, e.g. {known[0]}."
@@ -112,8 +113,9 @@ def _same_features(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
     for teacher in teachers.teachers:
         own, other = config.preprocessor, teacher.run.preprocessor
         different = [f"preprocessor.{f.name}" for f in fields(own) if getattr(own, f.name) != getattr(other, f.name)]
+        data = data_config(teacher.run)
         for name in ("channel_stride", "audio_channel"):
-            if getattr(config.data, name) != getattr(teacher.run.data, name):
+            if getattr(config.data, name) != getattr(data, name):
                 different.append(f"data.{name}")
         if different:
             yield _mismatch(

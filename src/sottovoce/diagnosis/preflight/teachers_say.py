@@ -115,8 +115,8 @@ def _other_recordings(said: Said) -> Finding | None:
 
 def _far_from_its_own(said: Said) -> Finding | None:
     """Far worse than in its own validation; with speakers that are new to it nothing follows from that."""
-    known, heard = said.teacher.per, said.teacher.heard
-    new = [t for t in said.trials if heard is not None and t.speaker and t.speaker not in heard.speakers]
+    known, its = said.teacher.per, said.teacher.trained_on
+    new = [t for t in said.trials if its is not None and t.speaker and t.speaker not in its.speakers]
     if known is None or new or said.rate <= known + WORSE:
         return None
     return found(

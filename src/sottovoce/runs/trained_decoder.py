@@ -1,0 +1,100 @@
+"""A trained run, read back from its directory: everything needed to decode, nothing of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sottovoce.core.checkpoints import has_checkpoint, load_weights, read_state
+from sottovoce.core.configuration import build
+from sottovoce.core.errors import ConfigurationError
+from sottovoce.core.faults import Fault
+from sottovoce.core.symbols import SymbolTable, symbol_table
+from sottovoce.decoding.evaluation_config import EvaluationConfig
+from sottovoce.features.config import PreprocessorConfig
+from sottovoce.models.compose import DecoderModel, ModelConfig, build_model
+from sottovoce.runs.directory import read_config, read_sessions
+from sottovoce.runs.left_out import read_left_out
+from sottovoce.runs.vocabulary import Vocabulary, read_vocabulary
+
+
+@dataclass(frozen=True)
+class TrainedDecoder:
+    """A model with its weights and the settings it was trained with."""
+
+    run_dir: Path
+    config: Mapping[str, Any]
+    """The run's whole configuration as plain values."""
+    checkpoint_step: int
+    preprocessor: PreprocessorConfig
+    evaluation: EvaluationConfig
+    model: DecoderModel
+    vocabulary: Vocabulary | None
+    sessions: tuple[str, ...]
+    """Whose adapters the model has, in order."""
+    left_out: dict[str, Fault]
+    """Trials of its data set that the run cannot use."""
+    trained: tuple[str, ...]
+    """Components of the model that have learnt something by this checkpoint."""
+    validation: Mapping[str, float]
+    """What the run's validation gave at this checkpoint, by metric; empty where there was none."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run, for whatever is drawn about it later."""
+        return int(self.config["seed"])
+
+    @property
+    def table(self) -> SymbolTable:
+        """What the model's outputs stand for."""
+        return symbol_table(self.config["data"]["symbols"])
+
+    @property
+    def frame_ms(self) -> float:
+        """Time from one encoder frame to the next."""
+        return self.preprocessor.feature_ms * self.model.bins_per_frame
+
+    def with_beam(self, beam_size: int | None, decoder: str | None) -> TrainedDecoder:
+        """The same run with another beam for its transducer; None changes nothing.
+
+        Raises:
+            ConfigurationError: another decoder would be used.
+        """
+        if beam_size is None:
+            return self
+        if (decoder or self.evaluation.decoder) != "transducer":
+            raise ConfigurationError(f"--beam-size {beam_size} is of the transducer's search; add --decoder transducer")
+        return replace(self, evaluation=replace(self.evaluation, beam_size=beam_size))
+
+
+def load(run_dir: Path, model: DecoderModel | None = None) -> TrainedDecoder:
+    """The decoder with the weights of its best checkpoint, or of the last where no validation chose one.
+
+    `model` takes them, where one of this configuration has been built already.
+
+    Raises:
+        CheckpointError: `run_dir` is no run directory, or has no checkpoint yet.
+    """
+    config = read_config(run_dir)
+    folder = run_dir / "checkpoints" / "best"
+    if not has_checkpoint(folder):
+        folder = run_dir / "checkpoints" / "last"
+    step, state = read_state(folder)
+    model = model or build_model(build(ModelConfig, config["model"], "model"))
+    load_weights(model, folder)
+    model.use_flow_bridge = bool(state.get("use_flow_bridge"))
+    return TrainedDecoder(
+        run_dir=run_dir,
+        config=config,
+        checkpoint_step=step,
+        preprocessor=build(PreprocessorConfig, config["preprocessor"], "preprocessor"),
+        evaluation=build(EvaluationConfig, config["evaluation"], "evaluation"),
+        model=model.eval(),
+        vocabulary=read_vocabulary(run_dir),
+        sessions=read_sessions(run_dir),
+        left_out=read_left_out(run_dir),
+        trained=tuple(state["progress"]["trained"]) if "progress" in state else model.components,
+        validation=state.get("validation") or {},
+    )
