@@ -33,6 +33,8 @@ from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import build_trainer, fit
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "data.num_workers=0",
     "preprocessor.num_channels=16",

@@ -20,6 +20,7 @@ def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transducer_loss, "in_new_process", lambda measure, function, shape: 1.5)
 
 
+@pytest.mark.slow
 def test_every_contestant_takes_every_round(capsys: pytest.CaptureFixture[str]) -> None:
     rows = bench_transducer_loss(rounds=2)
     expected = [name for name in (*LOSSES, *JOINTS) if name != "torchaudio"]

@@ -25,6 +25,7 @@ def test_round_trip_keeps_bits_and_drops_old_files(tmp_path: Path) -> None:
         read_tensors(tmp_path, "optimizer")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_previous_checkpoint_good(tmp_path: Path) -> None:
     """The operating system refuses to write a file of more than 64 KiB, in a process of its own."""
     write_checkpoint(tmp_path, 3, OLD, {})

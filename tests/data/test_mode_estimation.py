@@ -148,6 +148,7 @@ def test_block_means() -> None:
     assert {block: mean.tolist() for block, mean in means.items()} == {("a", 1): [2.0, 3.0], ("a", 2): [5.0, 5.0]}
 
 
+@pytest.mark.slow
 def test_one_mode_and_two_modes_are_told_apart() -> None:
     """Of one mode, blocks differ by chance; the p-value of such data is as often below as above one half."""
     one, two = [], []

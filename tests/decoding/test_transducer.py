@@ -105,6 +105,7 @@ def test_scores_are_those_of_the_lattice_recursion() -> None:
         assert found[labels] == pytest.approx(final, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_narrow_beam_never_claims_more_than_the_truth_and_finds_the_best() -> None:
     hits = 0
     for seed in range(20):

@@ -29,6 +29,8 @@ from tests.diagnosis.bad_runs import bad_run, first_capsule, long_labels, lost_w
 from tests.training.small_runs import overrides
 from tests.training.spoilt import exact_loss, spoil_loss
 
+pytestmark = pytest.mark.slow
+
 NOISE = "augmentation.white_noise_std=0.5"
 
 

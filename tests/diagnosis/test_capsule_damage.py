@@ -19,6 +19,8 @@ from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of
 from tests.diagnosis.bad_runs import bad_run, first_capsule, long_labels
 from tests.diagnosis.run_directories import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Any]
 
 

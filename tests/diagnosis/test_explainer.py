@@ -95,6 +95,7 @@ def test_an_error_that_ended_the_run_comes_first(tmp_path: Path) -> None:
     assert [finding.code for finding in explain(tmp_path)] == ["zero_loss"]
 
 
+@pytest.mark.slow
 def test_real_small_runs_are_healthy(tiny_t15: Path, tmp_path: Path) -> None:
     for seed in (1, 2):
         run_dir = start(prepare(compose_config(overrides(tiny_t15, tmp_path, f"run{seed}", f"seed={seed}"))))

@@ -22,6 +22,8 @@ from tests.diagnosis.bad_runs import BATCH_STATISTICS, spoilt_signal
 from tests.diagnosis.run_directories import RunDirectory
 from tests.training.small_runs import overrides
 
+pytestmark = pytest.mark.slow
+
 ALL_NAN: dict[LossKey, float] = dict.fromkeys("abcdefghijklmnop", np.nan)
 """Every trial of the batch of 16."""
 FITTING = ("t15.2023.08.11/train/trial_0003", "t15.2023.08.13/train/trial_0003")

@@ -75,6 +75,7 @@ def _codes(events: list[dict[str, Any]]) -> list[str]:
 # ── whole runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_healthy_run_is_silent(tiny_t15: Path, tmp_path: Path, seed: int) -> None:
     assert _watched(tiny_t15, tmp_path, f"seed={seed}", "training.steps=40") == []
@@ -84,6 +85,7 @@ def test_a_healthy_curriculum_is_silent(tiny_t15: Path, tmp_path: Path) -> None:
     assert _watched(tiny_t15, tmp_path, *CURRICULUM) == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_silent_and_remembers(tiny_t15: Path, tmp_path: Path) -> None:
     prepared = _prepare(tiny_t15, tmp_path, "training.steps=12")
     monitor = RunMonitor(prepared)
@@ -105,6 +107,7 @@ def test_a_resumed_run_is_silent_and_remembers(tiny_t15: Path, tmp_path: Path) -
     json.dumps(again.state())
 
 
+@pytest.mark.slow
 def test_lost_moments_at_a_resume_are_incomplete(tiny_t15: Path, tmp_path: Path) -> None:
     prepared = _prepare(tiny_t15, tmp_path)
     monitor = RunMonitor(prepared)
@@ -249,6 +252,7 @@ def _smoothed_choice(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "inject", "settings"),
     [
@@ -277,6 +281,7 @@ def test_a_fault_is_named_first(
     assert _codes(_watched(tiny_t15, tmp_path, *settings))[:1] == [code]
 
 
+@pytest.mark.slow
 def test_a_transducer_that_runs_while_it_is_held_back(
     tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,11 +299,13 @@ def test_a_transducer_that_runs_while_it_is_held_back(
     assert "frozen_branch_leaks" in _codes(_watched(tiny_t15, tmp_path, *CURRICULUM))
 
 
+@pytest.mark.slow
 def test_a_transducer_that_never_joins(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StagePosition, "after_update", lambda self, stage: self)
     assert _codes(_watched(tiny_t15, tmp_path, *CURRICULUM)) == ["per_epoch_counter"]
 
 
+@pytest.mark.slow
 def test_a_stage_that_ends_at_once(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = f"[{{name: ctc, steps: 8, patience: 2, {CTC}}}, {{name: joint, steps: 12, patience: 2, {JOINT}}}]"
 
@@ -547,6 +554,7 @@ def test_never_better_than_blind_is_no_overfitting(computer_and_plan: tuple[Step
     assert _validations(computer, plan, worse, falls, [140, 80, 100, 110, 120], 1.0) == ["overfitting"]
 
 
+@pytest.mark.slow
 def test_the_floors_are_kept_for_the_explainer(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = _prepare(tiny_t15, tmp_path)
     few = RunMonitor(prepared).plan

@@ -97,6 +97,7 @@ def test_a_failing_check_leaves_everything_as_it_was(demo: Prepare) -> None:
     assert equal(snapshot(prepared), before)
 
 
+@pytest.mark.slow
 def test_training_after_preflight_is_training_without(tiny_t15: Path, tmp_path: Path) -> None:
     runs = []
     for name in ("with", "without"):

@@ -26,6 +26,8 @@ from tests.faults.voices import write_recordings
 from tests.training.small_runs import overrides
 from tests.training.spoilt import exact_loss, spoil_loss
 
+pytestmark = pytest.mark.slow
+
 CERTAIN = 20.0
 
 

@@ -32,6 +32,8 @@ from tests.diagnosis.bad_runs import (
 from tests.training.small_runs import overrides
 from tests.training.spoilt import exact_loss, spoil_loss
 
+pytestmark = pytest.mark.slow
+
 Spoil = Callable[[torch.Tensor], torch.Tensor | None]
 
 

@@ -13,6 +13,8 @@ from tests.faults.conftest import SceneOn
 from tests.faults.scene import Base, Exhibit, Scene, findings_of, record
 from tests.faults.teachers import ask, ask_voices, ask_voices_out_of_fold
 
+pytestmark = pytest.mark.slow
+
 TRANSFORMER = (
     "model.gru=null",
     "model.ssm=null",

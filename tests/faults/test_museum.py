@@ -23,6 +23,8 @@ from tests.faults.conftest import SceneOn
 from tests.faults.scene import Exhibit, findings_of, record
 from tests.faults.stories import STORIES
 
+pytestmark = pytest.mark.slow
+
 EXHIBITS = (
     *targets.EXHIBITS,
     *optimizer.EXHIBITS,

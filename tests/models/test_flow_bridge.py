@@ -115,6 +115,7 @@ def _smooth_signals(num_trials: int, seed: int) -> torch.Tensor:
     return (time + phase).sin() @ mixing
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error_of_noisy_jittered_features() -> None:
     """The corrupted input's mean squared error falls to less than half of itself in 200 small steps."""
     torch.manual_seed(0)

@@ -12,6 +12,8 @@ from sottovoce.reporting.style import STYLE
 
 from .conftest import add_evaluation, add_lines
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "br"}
 
 

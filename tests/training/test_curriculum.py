@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -23,7 +22,10 @@ from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import build_trainer, fit
 from sottovoce.training.step import StepRecord
-from tests.training.small_runs import assert_same_run, command, train
+from tests.training.small_runs import assert_same_run, train
+from tests.training.warm import Running
+
+pytestmark = pytest.mark.slow
 
 CTC_STEPS, HELD_STEPS, RAMP_STEPS, JOINT_STEPS, MODE_STEPS, DENOISE_STEPS = 5, 4, 4, 12, 4, 3
 RELEASED = CTC_STEPS + HELD_STEPS
@@ -179,11 +181,7 @@ def test_the_held_transducer_is_neither_run_nor_moved(
 )
 def test_killed_in_any_stage_and_resumed(blocks_t15: Path, tmp_path: Path, uninterrupted: Path, step: int) -> None:
     run, metrics = tmp_path / "killed", tmp_path / "killed" / "metrics.jsonl"
-    process = subprocess.Popen(
-        command("train", *overrides(blocks_t15, tmp_path, "killed")),
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    process = Running(["train", *overrides(blocks_t15, tmp_path, "killed")])
     while not (metrics.exists() and any(r["step"] >= step for r in read_json_lines(metrics))):
         assert process.poll() is None
         time.sleep(0.005)
@@ -247,7 +245,7 @@ def test_two_processes_are_one(blocks_t15: Path, tmp_path: Path) -> None:
 
 
 def test_patience_ends_a_stage_on_its_own_metric(blocks_t15: Path, tmp_path: Path) -> None:
-    more = ["training.validate_every_steps=1", "training.stages.0.patience=1", "training.optimizer.lr=1e-14"]
+    more = ["training.validate_every_steps=1", "training.stages.0.patience=1", "training.optimizer.lr=1e-30"]
     more += ["training.stages.0.metric=cer", "training.stages.1.metric=wer"]
     done = train(*overrides(blocks_t15, tmp_path, "patient", *more))
     assert done.returncode == 0, done.stderr

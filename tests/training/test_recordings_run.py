@@ -9,6 +9,8 @@ import soundfile
 
 from sottovoce.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 HERTZ = {"low": 300.0, "high": 1200.0}
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,7 +16,10 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
 from sottovoce.diagnosis.causes import found
 from sottovoce.training.preparation import Prepared
-from tests.training.small_runs import STEPS, assert_same_run, command, overrides, train
+from tests.training.small_runs import STEPS, assert_same_run, overrides, train
+from tests.training.warm import Running
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_killed_in_the_middle_and_again(tiny_t15: Path, tmp_path: Path, uninterr
     run, metrics = tmp_path / "killed", tmp_path / "killed" / "metrics.jsonl"
     arguments = overrides(tiny_t15, tmp_path, "killed")
     for step in (4, 8):
-        process = subprocess.Popen(command("train", *arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = Running(["train", *arguments])
         while not (metrics.exists() and any(r["step"] >= step for r in read_json_lines(metrics))):
             assert process.poll() is None
             time.sleep(0.01)
@@ -77,9 +79,7 @@ def test_killed_in_the_middle_and_again(tiny_t15: Path, tmp_path: Path, uninterr
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_t15: Path, tmp_path: Path, uninterrupted: Path) -> None:
     run, metrics = tmp_path / "stopped", tmp_path / "stopped" / "metrics.jsonl"
-    process = subprocess.Popen(
-        command("train", *overrides(tiny_t15, tmp_path, "stopped")), stderr=subprocess.PIPE, text=True
-    )
+    process = Running(["train", *overrides(tiny_t15, tmp_path, "stopped")])
     while not (metrics.exists() and read_json_lines(metrics)):
         assert process.poll() is None
         time.sleep(0.01)

@@ -26,6 +26,8 @@ from sottovoce.training.preparation import prepare
 from sottovoce.training.run import batch_plan, build_trainer, fit, start
 from tests.training.small_runs import STEPS, comparable_metrics, overrides, train
 
+pytestmark = pytest.mark.slow
+
 NO_DROPOUT = ("model.gru.dropout=0", "model.session_adapter.dropout=0")
 
 

@@ -22,6 +22,8 @@ from sottovoce.training.run import start, step_parts
 from sottovoce.training.stages import StageConfig
 from tests.training.small_runs import STEPS, comparable_metrics, overrides
 
+pytestmark = pytest.mark.slow
+
 
 def _prepared(data: Path, runs: Path, name: str, *more: str) -> Prepared:
     return prepare(compose_config(overrides(data, runs, name, *more)))

@@ -26,6 +26,8 @@ from sottovoce.training.stages import StageConfig, activity
 from sottovoce.training.teachers import DistillationConfig, Teachers
 from tests.training.small_runs import STEPS, assert_same_run, comparable_metrics, overrides, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def taught_by(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:

@@ -50,6 +50,7 @@ def _read(run_dir: Path) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:
     return run, settings, rows
 
 
+@pytest.mark.slow
 def test_everything_comes_back_from_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = WandbConfig(True, "mode-ssm", "somebody", "rnnt-scaled", ("production", "rnnt"), "why")
