@@ -77,6 +77,28 @@ def test_killed_in_the_middle_and_again(tiny_t15: Path, tmp_path: Path, uninterr
     assert events.count("resumed") == 2
 
 
+def test_a_second_process_does_not_train_the_same_run(
+    tiny_t15: Path, tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, metrics = tmp_path / "twice", tmp_path / "twice" / "metrics.jsonl"
+    first = Running(["train", *overrides(tiny_t15, tmp_path, "twice")])
+    while not (metrics.exists() and any(r["step"] >= 4 for r in read_json_lines(metrics))):
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["train", f"resume={run}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run} is being trained by process {first.pid} on " in line
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    resumed = train(f"resume={run}")
+    assert f"took over the lock of process {first.pid} on " in resumed.stderr
+    assert_same_run(uninterrupted, run)
+    assert not (run / "lock.json").exists()
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_t15: Path, tmp_path: Path, uninterrupted: Path) -> None:
     run, metrics = tmp_path / "stopped", tmp_path / "stopped" / "metrics.jsonl"
     process = Running(["train", *overrides(tiny_t15, tmp_path, "stopped")])

@@ -26,6 +26,7 @@ from sottovoce.core.errors import CheckpointError, SottovoceError, TrainingAbort
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.inference import TextDecoder
+from sottovoce.runs.lock import Holder
 from sottovoce.training.branches import DENOISING
 from sottovoce.training.environment import peak_memory_mib
 from sottovoce.training.guard import Verdict
@@ -56,7 +57,10 @@ def last_checkpoint(run_dir: Path) -> Path:
 class RunLoop:
     """What happens after every optimiser step: the run's records, its validation and its checkpoints."""
 
-    def __init__(self, prepared: Prepared, run_dir: Path, watch: Watch | None = None) -> None:
+    def __init__(
+        self, prepared: Prepared, run_dir: Path, watch: Watch | None = None, ended: Holder | None = None
+    ) -> None:
+        """`ended`: the process that trained the run before, where it could not give back its lock."""
         self.watch: Watch = watch or NoWatch()
         self.config = prepared.config
         self.run_dir = run_dir
@@ -93,6 +97,7 @@ class RunLoop:
         """From `begin` on."""
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
+        self._ended = ended
         self._previous_handlers: dict[int, Any] = {}
 
     @property
@@ -150,6 +155,8 @@ class RunLoop:
                 codes = Counter(fault.fault for fault in self.skipped_trials)
                 reasons = ", ".join(f"{count} × {code}" for code, count in codes.items())
                 self.recorder.say(f"left out {len(self.skipped_trials)} trials ({reasons}); see events.jsonl")
+        if self._ended is not None:
+            self.recorder.say(f"took over the lock of {self._ended}, which has ended")
         for notice in notices(self._prepared):
             self.recorder.say(notice)
         count = sum(p.numel() for p in self.computer.named.values())

@@ -12,6 +12,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import lightning
@@ -28,6 +29,7 @@ from sottovoce.data.collation import StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
 from sottovoce.runs.directory import CONFIG_FILE, read_config, write_sessions
 from sottovoce.runs.left_out import read_left_out, write_left_out
+from sottovoce.runs.lock import Holder, locked
 from sottovoce.runs.trained_on import TrainedOn, write_trained_on
 from sottovoce.runs.vocabulary import write_vocabulary
 from sottovoce.training.composition import changed_for_resume
@@ -73,17 +75,24 @@ def start(prepared: Prepared, watch: Watch | None = None) -> Path:
     run_dir = Path()
     if is_main_process():
         run_dir = new_run_dir(prepared.config)
-        write_run_files(run_dir, prepared)
-    loop = RunLoop(prepared, run_dir, watch)
-    try:
-        fit(prepared, loop, trainer)
-    except TrainingAborted:
-        raise
-    except SottovoceError:
-        if is_main_process() and loop.computer.progress.step == 0 and not has_checkpoint(loop.last_checkpoint):
-            shutil.rmtree(run_dir)  # it holds nothing, and is not what the corrected command will continue
-        raise
+    with _locked_by_main_process(run_dir):
+        if is_main_process():
+            write_run_files(run_dir, prepared)
+        loop = RunLoop(prepared, run_dir, watch)
+        try:
+            fit(prepared, loop, trainer)
+        except TrainingAborted:
+            raise
+        except SottovoceError:
+            if is_main_process() and loop.computer.progress.step == 0 and not has_checkpoint(loop.last_checkpoint):
+                shutil.rmtree(run_dir)  # it holds nothing, and is not what the corrected command will continue
+            raise
     return run_dir
+
+
+def _locked_by_main_process(run_dir: Path) -> AbstractContextManager[Holder | None]:
+    """The lock of a run; its other processes, which are there only because the main one is, pass."""
+    return locked(run_dir) if is_main_process() else nullcontext()
 
 
 def write_run_files(run_dir: Path, prepared: Prepared) -> None:
@@ -118,24 +127,30 @@ def resume(
     wrong with those of the checkpoint has been looked at by then.
 
     Raises:
-        CheckpointError: `run_dir` is not a run directory, or its checkpoint is damaged.
+        CheckpointError: `run_dir` is not a run directory, its checkpoint is damaged, or another process trains it.
         ConfigurationError: an override that would make it another run, or a teacher has changed.
         TrainingAborted: the checkpoint's weights or moments are not finite. Nothing has been changed.
     """
     config = changed_for_resume(read_run_config(run_dir), overrides)
+    with _locked_by_main_process(run_dir) as ended:
+        _continue(run_dir, config, watch, ended)
+    return run_dir
+
+
+def _continue(run_dir: Path, config: RunConfig, watch: Callable[[Prepared], Watch], ended: Holder | None) -> None:
+    """Train on; `ended` is the process that has left the run locked."""
     prepared = prepare(config, known=read_left_out(run_dir))
     refuse_changed_teachers(run_dir, prepared.teachers)
     trainer = build_trainer(prepared.config)
     last = last_checkpoint(run_dir)
     if has_checkpoint(last):
         _refuse_lost(run_dir)
-    loop = RunLoop(prepared, run_dir, watch(prepared))
+    loop = RunLoop(prepared, run_dir, watch(prepared), ended)
     if has_checkpoint(last):
         loop.restore()
     if is_main_process():
         _write_config(run_dir, prepared.config)
     fit(prepared, loop, trainer)
-    return run_dir
 
 
 def _refuse_lost(run_dir: Path) -> None:
