@@ -12,10 +12,11 @@ from sottovoce.core.configuration import build, check_key
 from sottovoce.core.errors import ConfigurationError, DataError, SottovoceError, UnknownKeyError, in_one_line
 from sottovoce.core.faults import Fault
 from sottovoce.core.symbols import LETTERS, PHONEMES
-from sottovoce.data.layout import detect_layout, require_layout
+from sottovoce.data.layouts import detect_layout, named_layout
 from sottovoce.data.manifest import read_recordings
 from sottovoce.data.pronunciation import read_lexicon
-from sottovoce.data.t15 import DESCRIPTION_FILE, GROUND_TRUTH_FILE, open_t15, read_block_corpora, read_modes
+from sottovoce.data.t15 import open_t15
+from sottovoce.data.t15_structure import DESCRIPTION_FILE, GROUND_TRUTH_FILE, read_block_corpora, read_modes, read_t15
 from sottovoce.decoding.alignment import align_ctc
 from sottovoce.training.config import RunConfig
 from sottovoce.training.preparation import NoUsableTrials
@@ -85,8 +86,8 @@ def test_each_reader_names_its_fault_in_a_field(tmp_path: Path) -> None:
     assert code_of(LETTERS.encode, ["7"]) == "unknown_symbol"
     assert code_of(align_ctc, np.zeros((2, 5)), (1, 2, 3)) == "ctc_infeasible"
     assert code_of(detect_layout, empty) == code_of(detect_layout, text) == "not_this_layout"
-    assert code_of(require_layout, two, "t15") == "not_this_layout"
-    assert code_of(open_t15, empty, ("train",)) == "not_this_layout"
+    assert code_of(named_layout, two, "t15") == "not_this_layout"
+    assert code_of(lambda: open_t15(read_t15(empty), ("train",))) == "not_this_layout"
     assert code_of(read_recordings, empty) == "not_this_layout"
     assert code_of(read_recordings, two) == "manifest_field"
     assert code_of(read_lexicon, tmp_path / "none.dict", PHONEMES) == "unreadable_file"
