@@ -63,7 +63,7 @@ def test_the_transducer_is_no_worse_than_ctc_alone(data: Path, tmp_path: Path, s
     stages = f"[{{name: ctc_warmup, steps: {CTC_STEPS}, {CTC}}}, {{name: joint, steps: {JOINT_STEPS}, {JOINT}}}]"
     joint = _run(data, tmp_path, "joint", stages, f"seed={seed}")
     alone = _run(data, tmp_path, "alone", f"[{{name: ctc_warmup, steps: {total}, {CTC}}}]", f"seed={seed}",
-                 "evaluation.decoder=greedy")  # fmt: skip
+                 "decoding.decoder=greedy")  # fmt: skip
     print(f"seed {seed}: transducer {joint['val/per'][total]:.4f}, CTC alone {alone['val/per'][total]:.4f}")
     interval = bootstrap_difference(*_errors(tmp_path, "joint", "transducer", "alone", "greedy"), seed=seed)
     assert interval is not None

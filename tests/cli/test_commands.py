@@ -59,7 +59,8 @@ def test_the_recorded_validation_is_the_evaluation(run_dir: Path, capsys: pytest
 
 def test_decoding_tells_how_far_it_is(run_dir: Path) -> None:
     seen: list[tuple[int, int]] = []
-    evaluate_run(load(run_dir), "val", progress=lambda done, total: seen.append((done, total)))
+    run = load(run_dir)
+    evaluate_run(run, "val", run.decoders(), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -72,6 +73,34 @@ def test_both_decoders_and_the_training_split(run_dir: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "t15.2023.08.13" in shown
     assert "blank frames" in shown
+
+
+def test_several_decoders_of_the_same_emissions(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = {}
+    for name in ("words", "greedy"):
+        assert main(["evaluate", str(run_dir), "--decoder", name, "--json"]) == 0
+        alone[name] = json_of(capsys)
+    assert main(["evaluate", str(run_dir), "--decoder", "words,greedy", "--json"]) == 0
+    assert json_of(capsys) == alone
+    assert main(["evaluate", str(run_dir), "--decoder", "words,greedy"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("val (")][1].startswith(
+        "val (4 trials, greedy)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--decoder", "best"], "there is no decoder 'best'; choose one of greedy, words, transducer"),
+        (["--decoder", "transducer"], "the model has no transducer; use --decoder greedy"),
+        (["--beam-size", "4"], "--beam-size 4: greedy keeps no beam; add --decoder transducer"),
+    ],
+)
+def test_a_decoder_that_the_run_does_not_offer(
+    run_dir: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run_dir), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_test_split_has_no_labels_to_score(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

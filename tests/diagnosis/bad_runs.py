@@ -29,7 +29,7 @@ BATCH_STATISTICS = (
     "model.stem={width: 16, normalisation: batch}",
     "model.transducer=null",
     "model.speaking_mode=null",
-    "evaluation.decoder=greedy",
+    "decoding.decoder=greedy",
     "training.stages=[{name: ctc_warmup, steps: 14, components: [preprocessor, encoder, ctc_decoder]}]",
 )
 """One trial's numbers reach every trial of its batch."""

@@ -16,11 +16,12 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.trial import Trial
 from sottovoce.data.sampling import BatchPlan
-from sottovoce.decoding import greedy, transducer
+from sottovoce.decoding import greedy, transducer_decoder
+from sottovoce.decoding.alignment import Span
 from sottovoce.diagnosis.preflight.exact_losses import ctc_nats, log_probabilities, transducer_nats
 from sottovoce.diagnosis.preflight.known_answers import known_answers
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.evaluation import inference, scoring
+from sottovoce.evaluation import scoring
 from sottovoce.losses.transducer import transducer_loss
 from sottovoce.metrics import error_rates
 from sottovoce.models.transducer import TransducerHead
@@ -115,7 +116,7 @@ def test_validation_that_drops_trials_without_errors(subject: Subject, monkeypat
     def dropping(hypotheses: Any, *args: Any, **options: Any) -> Any:
         return score([(t, h) for t, h in hypotheses if h.symbols != t.labels] or hypotheses, *args, **options)
 
-    monkeypatch.setattr(validation, "score", dropping)
+    monkeypatch.setitem(vars(subject.loop.validation), "score", dropping)
     assert first(known_answers(subject)) == "metric_aggregation"
 
 
@@ -129,29 +130,27 @@ def test_symbols_compared_place_by_place(subject: Subject, monkeypatch: Patch) -
     assert first(known_answers(subject)) == "metric_is_positional"
 
 
-def blanks_first(log_probs_BSV: torch.Tensor, lengths_B: torch.Tensor, blank: int = 0) -> list[list[int]]:
-    best = [row[:n].tolist() for row, n in zip(log_probs_BSV.argmax(-1), lengths_B.tolist(), strict=True)]
-    kept = [[s for s in row if s != blank] for row in best]
-    return [[s for i, s in enumerate(row) if not i or s != row[i - 1]] for row in kept]
+def blanks_first(best_S: torch.Tensor, blank: int = 0) -> list[Span]:
+    kept = [Span(symbol, frame, frame + 1) for frame, symbol in enumerate(best_S.tolist()) if symbol != blank]
+    return [span for i, span in enumerate(kept) if not i or span.symbol != kept[i - 1].symbol]
 
 
-@pytest.mark.parametrize("module", [greedy, inference])
-def test_blanks_dropped_before_repeats_are_merged(subject: Subject, monkeypatch: Patch, module: Any) -> None:
-    monkeypatch.setattr(module, "greedy_ctc", blanks_first)
+def test_blanks_dropped_before_repeats_are_merged(subject: Subject, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(greedy, "greedy_spans", blanks_first)
     assert first(known_answers(subject)) == "greedy_order"
 
 
 def test_a_decoder_that_is_off_by_one(subject: Subject, monkeypatch: Patch) -> None:
-    decode = inference.greedy_ctc
-    monkeypatch.setattr(inference, "greedy_ctc", lambda *a, **k: [[s - 1 for s in row] for row in decode(*a, **k)])
+    exact = greedy.greedy_spans
+    monkeypatch.setattr(greedy, "greedy_spans", lambda *a: [replace(s, symbol=s.symbol - 1) for s in exact(*a)])
     found = list(known_answers(subject))
     assert found[0].code == "tokenizer_offset"
     assert "an offset of -1" in found[0].evidence
 
 
 def test_a_decoder_whose_blank_is_the_last_symbol(subject: Subject, monkeypatch: Patch) -> None:
-    decode = inference.greedy_ctc
-    monkeypatch.setattr(inference, "greedy_ctc", lambda x, lengths, blank=0: decode(x, lengths, x.shape[-1] - 1))
+    exact = greedy.greedy_spans
+    monkeypatch.setattr(greedy, "greedy_spans", lambda best_S, blank: exact(best_S, 40))
     assert first(known_answers(subject)) == "tokenizer_offset"
 
 
@@ -272,9 +271,8 @@ def advancing_on_blank(encoder_BSH: Any, lengths_B: Any, head: Any, blank: int =
     return said
 
 
-@pytest.mark.parametrize("module", [transducer, inference])
-def test_a_search_that_advances_on_blank(with_transducer: Subject, monkeypatch: Patch, module: Any) -> None:
-    monkeypatch.setattr(module, "greedy_transducer", advancing_on_blank)
+def test_a_search_that_advances_on_blank(with_transducer: Subject, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(transducer_decoder, "greedy_transducer", advancing_on_blank)
     assert first(known_answers(with_transducer)) == "predictor_advances_on_blank"
 
 

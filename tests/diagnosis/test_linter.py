@@ -69,7 +69,7 @@ def test_epsilon_times_root_n_is_printed_where_the_model_is_there(prepared: Prep
         (("recipe=demo", "training.log_every_steps=1000"), "per_epoch_counter"),
         (("recipe=demo", "training.rnnt_warmup_batches=7"), "unread_config_key"),
         (("recipe=demo", "model.session_adapter=null", "training.optimizer.session_lr=0.01"), "unread_config_key"),
-        (("recipe=demo", "evaluation.max_symbols_per_frame=9"), "unread_config_key"),
+        (("recipe=demo", "decoding.transducer.max_symbols_per_frame=9"), "unread_config_key"),
         (("recipe=demo", "augmentation.time_mask.max_width=3"), "unread_config_key"),
         (("recipe=demo", "training.scheduler.name=constant", "training.scheduler.max_steps=400",
           "training.scheduler.min_lr_ratio=0.02"), "unread_config_key"),

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from sottovoce.core.checkpoints import read_state, read_tensors, write_checkpoint
-from sottovoce.evaluation import inference
 from sottovoce.models.compose import DecoderModel
+from sottovoce.runs.trained_decoder import TrainedDecoder
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.stages import Curriculum
 from sottovoce.training.step import StepComputer
@@ -39,7 +39,7 @@ def scoring_fails_at_the_end(scene: Scene) -> None:
     def wrong(*arguments: Any, **more: Any) -> Any:
         raise TypeError("decode_words() missing 1 required positional argument: 'boundary'")
 
-    scene.patch.setattr(inference, "text_decoder", wrong)
+    scene.patch.setattr(TrainedDecoder, "decoders", wrong)
 
 
 def unfreezing_counts_within_an_epoch(scene: Scene) -> None:

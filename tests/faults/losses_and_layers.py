@@ -135,7 +135,7 @@ def gaussian_of_20() -> list[float]:
 
 
 def predictor_moves_on_blank(scene: Scene) -> None:
-    from sottovoce.decoding import transducer as search
+    from sottovoce.decoding import transducer_decoder
 
     def naive(encoder_BSH: torch.Tensor, lengths_B: torch.Tensor, head: Any, blank: int = 0, cap: int = 5) -> Any:
         results = []
@@ -150,8 +150,7 @@ def predictor_moves_on_blank(scene: Scene) -> None:
             results.append(labels)
         return results
 
-    scene.patch.setattr(search, "greedy_transducer", naive)
-    scene.patch.setattr("sottovoce.evaluation.inference.greedy_transducer", naive)
+    scene.patch.setattr(transducer_decoder, "greedy_transducer", naive)
 
 
 def recurrence_replaced(scene: Scene) -> None:

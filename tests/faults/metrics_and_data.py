@@ -16,7 +16,8 @@ from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import PHONEMES
 from sottovoce.core.trial import Trial
 from sottovoce.decoding import greedy
-from sottovoce.evaluation import inference, records, scoring
+from sottovoce.decoding.alignment import Span
+from sottovoce.evaluation import records, scoring
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.metrics import Rate, error_rates
 from sottovoce.training import validation
@@ -43,15 +44,12 @@ def mean_of_rates(scene: Scene) -> None:
 
 
 def blanks_dropped_first(scene: Scene) -> None:
-    def wrong(log_probs_BSV: torch.Tensor, lengths_B: torch.Tensor, blank: int = 0) -> list[list[int]]:
-        hypotheses = []
-        for best_S, length in zip(log_probs_BSV.argmax(-1).cpu(), lengths_B.tolist(), strict=True):
-            kept = [int(i) for i in best_S[:length].tolist() if i != blank]
-            hypotheses.append([a for i, a in enumerate(kept) if i == 0 or a != kept[i - 1]])
-        return hypotheses
+    def wrong(best_S: torch.Tensor, blank: int = 0) -> list[Span]:
+        kept = [(frame, symbol) for frame, symbol in enumerate(best_S.tolist()) if symbol != blank]
+        firsts = [here for i, here in enumerate(kept) if i == 0 or here[1] != kept[i - 1][1]]
+        return [Span(symbol, frame, frame + 1) for frame, symbol in firsts]
 
-    scene.patch.setattr(greedy, "greedy_ctc", wrong)
-    scene.patch.setattr(inference, "greedy_ctc", wrong)
+    scene.patch.setattr(greedy, "greedy_spans", wrong)
 
 
 def place_by_place(scene: Scene) -> None:
@@ -65,18 +63,16 @@ def place_by_place(scene: Scene) -> None:
         )
 
     scene.patch.setattr(error_rates, "error_counts", wrong)
-    scene.patch.setattr(validation, "error_counts", wrong)
 
 
 def symbols_shifted_by_one(scene: Scene) -> None:
     """Evaluation decodes ids - 1, as the published distillation's `vocab_offset`."""
-    exact = greedy.greedy_ctc
+    exact = greedy.greedy_spans
 
-    def wrong(log_probs_BSV: torch.Tensor, lengths_B: torch.Tensor, blank: int = 0) -> list[list[int]]:
-        return [[max(i - 1, 1) for i in symbols] for symbols in exact(log_probs_BSV, lengths_B, blank)]
+    def wrong(best_S: torch.Tensor, blank: int = 0) -> list[Span]:
+        return [replace(span, symbol=max(span.symbol - 1, 1)) for span in exact(best_S, blank)]
 
-    scene.patch.setattr(greedy, "greedy_ctc", wrong)
-    scene.patch.setattr(inference, "greedy_ctc", wrong)
+    scene.patch.setattr(greedy, "greedy_spans", wrong)
 
 
 def evaluation_shifted_by_one(scene: Scene) -> None:

@@ -169,7 +169,8 @@ def findings_of(exhibit: Exhibit, scene: Scene) -> list[Finding]:
         _train(scene, prepared, before)
         for spoil_evaluation in scene.trained:
             spoil_evaluation()
-        evaluate_run(load(run_dir), "val")
+        run = load(run_dir)
+        evaluate_run(run, "val", run.decoders())
     except SottovoceError as stopped:
         (scene.folder / "stopped").write_text(str(stopped), encoding="utf-8")
         if not run_dir.exists():

@@ -115,7 +115,7 @@ def test_overrides_reach_keys_that_the_recipe_leaves_out() -> None:
         (["recipe=mode_ssm", *BASE, "training.stages.0.learning_rate.rnnt_decoder=2"], "has no effect"),
         (["recipe=mode_ssm", *BASE, "training.stages.4.epochs=2"], "no stage of that number"),
         (["recipe=mode_ssm", *BASE, "training.loss_scaling=batch"], "choose one of none, length"),
-        (["recipe=demo", *BASE, "evaluation.decoder=transducer"], "the model has none"),
+        (["recipe=demo", *BASE, "decoding.decoder=transducer"], "the model has none"),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:

@@ -241,7 +241,7 @@ def test_padding_is_measured_and_small(finished: Path) -> None:
 
 
 def test_bfloat16_trains_and_keeps_float32_weights_and_losses(tiny_t15: Path, tmp_path: Path) -> None:
-    found = run(tiny_t15, tmp_path, "bf16", "training.precision=bfloat16", "evaluation.batch_size=1")
+    found = run(tiny_t15, tmp_path, "bf16", "training.precision=bfloat16", "decoding.batch_size=1")
     values = losses(found)
     assert values[-1] < 0.8 * values[0]
     assert {t.dtype for t in read_tensors(found / "checkpoints" / "last", "model").values()} == {torch.float32}

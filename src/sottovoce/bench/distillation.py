@@ -79,7 +79,7 @@ def _teacher(prepared: Prepared, number: int) -> Teacher:
         config=plain(config),
         checkpoint_step=0,
         preprocessor=config.preprocessor,
-        evaluation=config.evaluation,
+        decoding=config.decoding,
         model=model_of(config, len(sessions)).eval().requires_grad_(False),
         vocabulary=None,
         sessions=sessions,

@@ -10,7 +10,6 @@ from pathlib import Path
 import sottovoce
 from sottovoce.cli.progress import progress_bar
 from sottovoce.core.splits import SPLITS
-from sottovoce.decoding.evaluation_config import DECODERS
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +20,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="one JSON object a trial")
     parser.add_argument("--split", choices=SPLITS, help="T15: only this split (default: all)")
-    parser.add_argument("--decoder", choices=DECODERS, help="default: the run's own (evaluation.decoder)")
-    parser.add_argument("--beam-size", type=int, help="of the transducer's search (default: evaluation.beam_size)")
+    parser.add_argument(
+        "--decoder",
+        metavar="NAME",
+        help="such as greedy, words or transducer (default: the run's own, decoding.decoder)",
+    )
+    parser.add_argument(
+        "--beam-size", type=int, help="of the transducer's search (default: decoding.transducer.beam_size)"
+    )
     parser.add_argument(
         "--on-fault", choices=("raise", "skip"), help="unusable trials: stop, or leave them out (default: as the run)"
     )

@@ -143,7 +143,7 @@ def _patience(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]
 
 def _selection(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]:
     """Rows H2, G8 and G9: what chooses the checkpoint, and from which trials."""
-    training, decoder = config.training, config.evaluation.decoder
+    training, decoder = config.training, config.decoding.decoder
     metrics = {training.selection_metric, *(stage.metric for stage in training.stages if stage.metric)}
     if decoder == "words" and metrics == {"per"}:
         yield linted("selection_gate", "The decoder gives words, and per chooses the checkpoint.", "note")

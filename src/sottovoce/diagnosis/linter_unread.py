@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from sottovoce.core.configuration import plain as plain_values
 from sottovoce.core.findings import Finding
 from sottovoce.core.signals import SignalKind
-from sottovoce.decoding.evaluation_config import EvaluationConfig
+from sottovoce.decoding.config import DECODERS
 from sottovoce.diagnosis.causes import linted
 from sottovoce.training.branches import CTC, DENOISING, SPEAKING_MODE, TRANSDUCER
 from sottovoce.training.config import RunConfig, TrainingConfig
@@ -19,12 +20,11 @@ from sottovoce.training.teachers import DistillationConfig
 def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]:
     """Row I3: settings other than their defaults that nothing in this configuration reads."""
     training, model, augmentation = config.training, config.model, config.augmentation
-    plain, evaluation = TrainingConfig(steps=1), EvaluationConfig()
+    plain = TrainingConfig(steps=1)
     distillation = training.distillation
     transducer = any(stage.weight_of(TRANSDUCER.name) for stage in training.stages)
     denoises = any(stage.weight_of(DENOISING.name) for stage in training.stages)
     modes = any(stage.weight_of(SPEAKING_MODE.name) for stage in training.stages)
-    decodes_transducer = config.evaluation.decoder == "transducer"
     conditions = {
         "training.optimizer.session_lr": (
             model.session_adapter is None and training.optimizer.session_lr is not None,
@@ -61,14 +61,6 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
             not denoises and training.corruption != plain.corruption,
             "no stage trains the flow bridge",
         ),
-        "evaluation.max_symbols_per_frame": (
-            not decodes_transducer and config.evaluation.max_symbols_per_frame != evaluation.max_symbols_per_frame,
-            f"the decoder is {config.evaluation.decoder}",
-        ),
-        "evaluation.beam_size": (
-            not decodes_transducer and config.evaluation.beam_size != evaluation.beam_size,
-            f"the decoder is {config.evaluation.decoder}",
-        ),
         "training.scheduler.max_steps": (
             training.scheduler.name == "constant" and training.scheduler.max_steps is not None,
             "the schedule is constant",
@@ -82,7 +74,7 @@ def without_effect(config: RunConfig, prepared: Prepared | None) -> Iterator[Fin
             "wandb.enabled=false",
         ),
     }
-    conditions |= _of_teachers(config)
+    conditions |= _of_teachers(config) | _of_decoders(config)
     for name in ("time_mask", "channel_mask"):
         mask = getattr(augmentation, name)
         conditions[f"augmentation.{name}"] = (
@@ -117,6 +109,17 @@ def _of_teachers(config: RunConfig) -> dict[str, tuple[bool, str]]:
             bool(distillation.share) and distillation.out_of_fold and config.preprocessor.signal == SignalKind.BINNED,
             "binned features have no speakers",
         ),
+    }
+
+
+def _of_decoders(config: RunConfig) -> dict[str, tuple[bool, str]]:
+    """Settings of the decoders that are not asked."""
+    decoding = config.decoding
+    others = {name: decoding.section(name) for name in DECODERS if name != decoding.decoder}
+    return {
+        f"decoding.{name}.{key}": (value != plain_values(type(section)())[key], f"the decoder is {decoding.decoder}")
+        for name, section in others.items()
+        for key, value in plain_values(section).items()
     }
 
 

@@ -28,7 +28,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); restore it") from error
-    sections = {"seed", "data", "preprocessor", "model", "evaluation"}
+    sections = {"seed", "data", "preprocessor", "model", "decoding"}
     if not isinstance(config, dict) or not sections <= config.keys() or "symbols" not in config["data"]:
         raise CheckpointError(f"{path} is not the configuration of a run; restore it")
     return config

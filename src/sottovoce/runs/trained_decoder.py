@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from sottovoce.core.configuration import build
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.faults import Fault
 from sottovoce.core.symbols import SymbolTable, symbol_table
-from sottovoce.decoding.evaluation_config import EvaluationConfig
+from sottovoce.decoding.config import DecodingConfig
+from sottovoce.decoding.decoder import Decoder, DecoderParts
 from sottovoce.features.config import PreprocessorConfig
 from sottovoce.models.compose import DecoderModel, ModelConfig, build_model
 from sottovoce.runs.directory import read_config, read_sessions
@@ -29,7 +30,7 @@ class TrainedDecoder:
     """The run's whole configuration as plain values."""
     checkpoint_step: int
     preprocessor: PreprocessorConfig
-    evaluation: EvaluationConfig
+    decoding: DecodingConfig
     model: DecoderModel
     vocabulary: Vocabulary | None
     sessions: tuple[str, ...]
@@ -56,17 +57,47 @@ class TrainedDecoder:
         """Time from one encoder frame to the next."""
         return self.preprocessor.feature_ms * self.model.bins_per_frame
 
-    def with_beam(self, beam_size: int | None, decoder: str | None) -> TrainedDecoder:
-        """The same run with another beam for its transducer; None changes nothing.
+    def decoder(self, name: str | None = None) -> Decoder:
+        """The decoder of this name, or the one the run was configured with.
 
         Raises:
-            ConfigurationError: another decoder would be used.
+            ConfigurationError: as `decoders`.
         """
-        if beam_size is None:
-            return self
-        if (decoder or self.evaluation.decoder) != "transducer":
-            raise ConfigurationError(f"--beam-size {beam_size} is of the transducer's search; add --decoder transducer")
-        return replace(self, evaluation=replace(self.evaluation, beam_size=beam_size))
+        (decoder,) = self.decoders(() if name is None else (name,))
+        return decoder
+
+    def decoders(self, names: Sequence[str] = (), beam_size: int | None = None) -> list[Decoder]:
+        """Decoders by name; without names, the one the run was configured with.
+
+        `beam_size` stands in for the configured beam of those that keep one.
+
+        Raises:
+            ConfigurationError: there is no such decoder, none keeps a beam, or one needs what the run lacks: a
+                lexicon, or a part of the model that has been trained.
+        """
+        names = tuple(dict.fromkeys(names or (self.decoding.decoder,)))
+        for name in names:
+            self._refuse_untrained(name)
+        decoding = self.decoding if beam_size is None else self.decoding.with_beam(beam_size, names)
+        parts = decoder_parts(self.table, self.vocabulary, self.model)
+        return [decoding.build(parts, name) for name in names]
+
+    def _refuse_untrained(self, name: str) -> None:
+        needs = self.decoding.section(name).needs
+        if needs is None or needs in self.trained:
+            return
+        if needs not in self.model.components:
+            raise ConfigurationError(f"{self.run_dir}: the model has no {name}; use --decoder greedy")
+        raise ConfigurationError(
+            f"{self.run_dir}: the {name} has not been trained by step {self.checkpoint_step}; use --decoder greedy"
+        )
+
+
+def decoder_parts(table: SymbolTable, vocabulary: Vocabulary | None, model: DecoderModel) -> DecoderParts:
+    """What a run offers its decoders."""
+    if vocabulary is None:
+        return DecoderParts(table, transducer=model.transducer)
+    return DecoderParts(table, vocabulary.lexicon, vocabulary.isolated_words, model.transducer)
 
 
 def load(run_dir: Path, model: DecoderModel | None = None) -> TrainedDecoder:
@@ -90,7 +121,7 @@ def load(run_dir: Path, model: DecoderModel | None = None) -> TrainedDecoder:
         config=config,
         checkpoint_step=step,
         preprocessor=build(PreprocessorConfig, config["preprocessor"], "preprocessor"),
-        evaluation=build(EvaluationConfig, config["evaluation"], "evaluation"),
+        decoding=build(DecodingConfig, config["decoding"], "decoding"),
         model=model.eval(),
         vocabulary=read_vocabulary(run_dir),
         sessions=read_sessions(run_dir),

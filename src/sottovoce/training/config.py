@@ -9,12 +9,13 @@ from sottovoce.core.configuration import MISSING
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.symbols import LETTERS
 from sottovoce.data.config import KEYS_WITHOUT_EFFECT, DataConfig
-from sottovoce.decoding.evaluation_config import EvaluationConfig
+from sottovoce.decoding.config import DecodingConfig
 from sottovoce.evaluation.scoring import METRICS
 from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
 from sottovoce.losses.combine import LOSS_SCALINGS, NORMALISATIONS
 from sottovoce.losses.flow_matching import CorruptionConfig
 from sottovoce.models.compose import ModelConfig
+from sottovoce.models.transducer import TransducerHead
 from sottovoce.training.guard import GuardConfig
 from sottovoce.training.schedules import SchedulerConfig
 from sottovoce.training.stages import StageConfig
@@ -168,7 +169,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
@@ -183,9 +184,10 @@ class RunConfig:
                 f"data.num_workers={self.data.num_workers} with data.cache_data=true would keep a copy in each "
                 "process; set one of them to 0 or false"
             )
-        if self.evaluation.decoder == "transducer" and self.model.transducer is None:
+        if self.decoding.section().needs == TransducerHead.component and self.model.transducer is None:
             raise ConfigurationError(
-                "evaluation.decoder=transducer, but the model has none; set model.transducer={} or choose greedy"
+                f"decoding.decoder={self.decoding.decoder}, but the model has none; set model.transducer={{}} or "
+                "choose greedy"
             )
         self._refuse_keys_without_effect()
 

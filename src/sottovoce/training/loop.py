@@ -25,8 +25,9 @@ from sottovoce.core.configuration import plain
 from sottovoce.core.errors import CheckpointError, SottovoceError, TrainingAborted, in_one_line
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import symbol_table
-from sottovoce.evaluation.inference import TextDecoder
+from sottovoce.decoding.greedy import GreedyDecoder
 from sottovoce.runs.lock import Holder
+from sottovoce.runs.trained_decoder import decoder_parts
 from sottovoce.training.branches import DENOISING
 from sottovoce.training.environment import peak_memory_mib
 from sottovoce.training.guard import Verdict
@@ -66,15 +67,15 @@ class RunLoop:
         self.run_dir = run_dir
         self.stopped_by_user = False
         table = symbol_table(self.config.data.symbols)
-        vocabulary = prepared.vocabulary
-        text_decoder = TextDecoder(
-            self.config.evaluation.decoder,
-            table,
-            vocabulary.lexicon if vocabulary else None,
-            vocabulary is not None and vocabulary.isolated_words,
-        )
+        parts = decoder_parts(table, prepared.vocabulary, prepared.model)
+        decoding = self.config.decoding
         self.validation = Validation(
-            prepared.trial_set, prepared.val_indices, text_decoder, self.config.evaluation.batch_size
+            prepared.trial_set,
+            prepared.val_indices,
+            table,
+            decoder=decoding.in_training().build(parts),
+            until_trained=GreedyDecoder(table, parts.lexicon),
+            batch_size=decoding.batch_size,
         )
         self.curriculum = prepared.curriculum
         self.computer = StepComputer(
@@ -309,7 +310,7 @@ class RunLoop:
             self._record_validation(values)
             self._tell(self.watch.validated(progress.step, values))
         now = pair_of_main(self.computer.processes, self._ranked_if_main(values), self.computer.device)
-        best_by = f"{self._selection_metric} {self.validation.decoder_now(self.computer)}"
+        best_by = f"{self._selection_metric} {self.validation.decoder_now(progress.trained).name}"
         if progress.best_by != best_by:
             progress.best = None
             progress.position = replace(progress.position, best=None, waited=0)

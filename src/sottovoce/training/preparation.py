@@ -176,9 +176,10 @@ def curriculum_of(config: RunConfig, model: DecoderModel, num_trials: int) -> Cu
             f"training.rnnt_warmup_batches={training.rnnt_warmup_batches} holds the transducer back for all "
             f"{curriculum.transducer_steps} steps of its stages; lower it, or make the stages longer"
         )
-    if config.evaluation.decoder == "transducer" and not curriculum.transducer_steps:
+    needs, decoder = config.decoding.section().needs, config.decoding.decoder
+    if needs is not None and not any(needs in stage.config.components for stage in stages):
         raise ConfigurationError(
-            "evaluation.decoder=transducer, but no stage trains the transducer; choose greedy, or give it a loss weight"
+            f"decoding.decoder={decoder}, but no stage trains the {decoder}; choose greedy, or give it a loss weight"
         )
     return curriculum
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,14 @@ import torch.distributed
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.hypothesis import Hypothesis
+from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.trial import Trial, TrialSet, pad_labels
-from sottovoce.evaluation.inference import TextDecoder, TransducerSearch, TrialOutput, run_model
-from sottovoce.evaluation.scoring import METRICS, score
+from sottovoce.decoding.decoder import Decoder
+from sottovoce.decoding.greedy import greedy_symbols
+from sottovoce.evaluation.emissions import TrialEmissions, emission_batches
+from sottovoce.evaluation.scoring import METRICS, Evaluation, score
 from sottovoce.losses.ctc import ctc_loss
-from sottovoce.metrics import error_counts
+from sottovoce.metrics import ErrorCounts
 from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.step import StepComputer
 
@@ -44,40 +47,39 @@ class Validation:
 
     trial_set: TrialSet
     indices: Sequence[int]
-    text_decoder: TextDecoder
+    table: SymbolTable
+    """What the model's outputs stand for."""
+    decoder: Decoder
+    """The configured one."""
+    until_trained: Decoder
+    """Decodes while the component that `decoder` needs has not learnt anything yet."""
     batch_size: int
+    """Trials in one forward pass."""
+    score: Callable[..., Evaluation] = score
+    """Scores pairs of a trial and its hypothesis, as `evaluation.scoring.score` does."""
 
     def values(self, computer: StepComputer) -> dict[str, float]:
         """`val/loss` (nats an utterance) and the error rates that can be computed; empty in other processes.
 
-        `val/pairing_gain`: by how many nats a trial's own labels are likelier than another trial's, on average. A
-        transducer that is not trained yet does not decode: CTC does until then.
+        `val/pairing_gain`: by how many nats a trial's own labels are likelier than another trial's, on average.
+        `val/ctc_per`: of CTC's best path, where another part of the model decodes.
         """
-        trained = computer.progress.trained
-        text_decoder = replace(self.text_decoder, decoder=self.decoder_now(computer))
-        with_transducer = text_decoder.decoder == "transducer"
-        share = self.indices[computer.processes.rank :: computer.processes.count]
-        others, modes = self.other_labels(), computer.modes if "mode_head" in trained else None
-        found = [
-            _scored(output, others, text_decoder, computer.blank, modes)
-            for output in self.outputs(computer, share, with_transducer)
-        ]
+        decoder = self.decoder_now(computer.progress.trained)
+        found = self._scored_here(computer, decoder)
         if computer.processes.count > 1:
             found = _gathered(found, computer.processes.rank, computer.processes.count)
         if not found:
             return {}
         found.sort(key=lambda scored: scored.trial.trial_id)
-        overall = score(
-            [(s.trial, s.hypothesis) for s in found], text_decoder.table, decoder=text_decoder.decoder
-        ).overall
+        overall = self.score([(s.trial, s.hypothesis) for s in found], self.table, decoder=decoder.name).overall
         rates = {f"val/{name}": overall.rates[name].value for name in METRICS if name in overall.rates}
         right = [scored.mode_is_right for scored in found if scored.mode_is_right is not None]
         if right:
             rates["val/mode_accuracy"] = sum(right) / len(right)
         gains = [s.others_nats - s.nats for s in found if math.isfinite(s.others_nats) and math.isfinite(s.nats)]
-        if gains and len(others) > 1:
+        if gains and len(self.other_labels()) > 1:
             rates["val/pairing_gain"] = sum(gains) / len(gains)
-        if with_transducer:
+        if decoder.needs is not None:
             num_labels = sum(len(scored.trial.labels or ()) for scored in found)
             rates["val/ctc_per"] = sum(scored.ctc_errors for scored in found) / num_labels if num_labels else None
         return {
@@ -93,49 +95,63 @@ class Validation:
         )
         return dict(zip(distinct, [*distinct[1:], *distinct[:1]], strict=True))
 
-    def decoder_now(self, computer: StepComputer) -> str:
-        """The configured decoder, or `greedy` where that is a transducer which has not learnt anything yet."""
-        waits = self.text_decoder.decoder == "transducer" and "rnnt_decoder" not in computer.progress.trained
-        return "greedy" if waits else self.text_decoder.decoder
+    def decoder_now(self, trained: Collection[str]) -> Decoder:
+        """Who decodes when these components have learnt something."""
+        return self.decoder if self.decoder.needs is None or self.decoder.needs in trained else self.until_trained
 
     def embeddings(self, computer: StepComputer, indices: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
         """The frames of each trial as the speaking-mode head pools them [E], by trial id; the same in every process."""
-        outputs = self.outputs(computer, indices, with_transducer=False)
-        return {output.trial.trial_id: output.mode.pooled_E for output in outputs if output.mode is not None}
+        return {
+            one.trial.trial_id: one.mode.pooled_E
+            for batch in self.batches(computer, indices, self.until_trained)
+            for one in batch
+            if one.mode is not None
+        }
 
-    def outputs(self, computer: StepComputer, indices: Sequence[int], with_transducer: bool) -> Iterator[TrialOutput]:
-        """What the model makes of these trials as it is now."""
-        return run_model(
+    def batches(
+        self, computer: StepComputer, indices: Sequence[int], decoder: Decoder
+    ) -> Iterator[list[TrialEmissions]]:
+        """What the model as it is now makes of these trials, with all that `decoder` reads."""
+        return emission_batches(
             computer.model,
             computer.pipeline,
             self.trial_set,
             indices,
+            [decoder],
             batch_size=self.batch_size,
-            blank=computer.blank,
             device=computer.device,
-            transducer=(
-                TransducerSearch(1, computer.config.evaluation.max_symbols_per_frame) if with_transducer else None
-            ),
             autocast=computer.autocast,
         )
 
+    def _scored_here(self, computer: StepComputer, decoder: Decoder) -> list[_Scored]:
+        """This process's share of the trials."""
+        share = self.indices[computer.processes.rank :: computer.processes.count]
+        others, modes = self.other_labels(), computer.modes if "mode_head" in computer.progress.trained else None
+        found = []
+        for batch in self.batches(computer, share, decoder):
+            with computer.autocast():
+                hypotheses = decoder.decode_batch([one.emissions for one in batch])
+            for one, hypothesis in zip(batch, hypotheses, strict=True):
+                found.append(_scored(one, hypothesis, others[one.trial.labels or ()], self.table, modes))
+        return found
+
 
 def _scored(
-    output: TrialOutput,
-    others: Mapping[tuple[int, ...], tuple[int, ...]],
-    text_decoder: TextDecoder,
-    blank: int,
+    one: TrialEmissions,
+    hypothesis: Hypothesis,
+    others_labels: tuple[int, ...],
+    table: SymbolTable,
     modes: ModeTargets | None,
 ) -> _Scored:
-    labels = output.trial.labels or ()
-    log_probs = torch.from_numpy(output.log_probs_SV)[None].expand(2, -1, -1)
-    frames, (targets, lengths) = torch.tensor([len(output.log_probs_SV)] * 2), pad_labels([labels, others[labels]])
-    own, of_others = ctc_loss(log_probs, targets, frames, lengths, blank).tolist()
-    errors = sum(error_counts(labels, output.greedy_symbols)[:3])
-    vocalised, is_right = modes.truth(output.trial) if modes is not None else None, None
-    if vocalised is not None and output.mode is not None:
-        is_right = (output.mode.vocalised > 0.5) == vocalised
-    return _Scored(output.trial, text_decoder(output), own, errors, of_others, is_right)
+    trial, emissions, labels = one.trial, one.emissions, one.trial.labels or ()
+    log_probs = emissions.log_probs_1SV.expand(2, -1, -1)
+    frames, (targets, lengths) = torch.tensor([len(emissions)] * 2), pad_labels([labels, others_labels])
+    own, of_others = ctc_loss(log_probs, targets, frames, lengths, table.blank).tolist()
+    errors = ErrorCounts.of(labels, greedy_symbols(emissions, table).symbols).errors
+    vocalised, is_right = modes.truth(trial) if modes is not None else None, None
+    if vocalised is not None and one.mode is not None:
+        is_right = (one.mode.vocalised > 0.5) == vocalised
+    return _Scored(trial, hypothesis, own, errors, of_others, is_right)
 
 
 def _gathered(found: list[_Scored], rank: int, world_size: int) -> list[_Scored]:

@@ -12,7 +12,7 @@ from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.splits import SPLITS, Split
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.trial import Trial
-from sottovoce.evaluation.inference import outputs, text_decoder
+from sottovoce.evaluation.emissions import decoded
 from sottovoce.evaluation.opening import data_config, open_other, usable
 from sottovoce.runs.trained_decoder import load
 from sottovoce.verbs.listener import Progress
@@ -49,17 +49,17 @@ def decode(
         ConfigurationError: the decoder needs what the run lacks.
     """
     data_root = Path(data_root)
-    loaded = load(Path(run_dir)).with_beam(beam_size, decoder)
-    data = data_config(loaded)
+    run = load(Path(run_dir))
+    data = data_config(run)
     data = replace(data, data_root=str(data_root), on_fault=on_fault or data.on_fault)
-    to_text = text_decoder(loaded, decoder)
-    trial_set = open_other(loaded, data, (split,) if split else SPLITS)
+    decoders = run.decoders(() if decoder is None else (decoder,), beam_size)
+    trial_set = open_other(run, data, (split,) if split else SPLITS)
     if not trial_set.trials:
         raise DataError(f"{data_root} has no {split or ''} trials")
-    indices, faults = usable(loaded, trial_set) if data.on_fault == "skip" else (list(range(len(trial_set.trials))), [])
-    found = outputs(loaded, trial_set, indices, to_text.decoder, progress)
+    indices, faults = usable(run, trial_set) if data.on_fault == "skip" else (list(range(len(trial_set.trials))), [])
+    trials = decoded(run, trial_set, indices, decoders, progress)
     left_out = (*map(str, trial_set.skipped), *faults)
-    return Decoded(tuple((output.trial, to_text(output)) for output in found), left_out, loaded.table)
+    return Decoded(tuple((one.trial, one.hypotheses[0]) for one in trials), left_out, run.table)
 
 
 def refuse_no_file(path: Path) -> None:
@@ -72,13 +72,13 @@ def refuse_no_file(path: Path) -> None:
         raise ConfigurationError(f"--out {path}: must be the name of a file")
 
 
-def write_hypotheses(path: Path, decoded: Decoded) -> None:
+def write_hypotheses(path: Path, hypotheses: Decoded) -> None:
     """One JSON object a trial; the file appears when it is complete.
 
     Raises:
         DataError: it cannot be written.
     """
-    lines = [json.dumps(_record(*decoded_trial, decoded.table)) + "\n" for decoded_trial in decoded.hypotheses]
+    lines = [json.dumps(_record(*one, hypotheses.table)) + "\n" for one in hypotheses.hypotheses]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".writing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sottovoce.core.splits import Split
@@ -27,5 +28,23 @@ def evaluate(
         DataError: the split is empty or has no labels.
         ConfigurationError: the decoder needs what the run lacks.
     """
-    loaded = load(Path(run_dir)).with_beam(beam_size, decoder)
-    return evaluate_run(loaded, split, decoder, progress)
+    (evaluation,) = evaluate_each(run_dir, split, () if decoder is None else (decoder,), beam_size, progress)
+    return evaluation
+
+
+def evaluate_each(
+    run_dir: Path | str,
+    split: Split = "val",
+    decoders: Sequence[str] = (),
+    beam_size: int | None = None,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """As `evaluate` with each of several decoders; the model runs once for all of them.
+
+    Raises:
+        CheckpointError: not a run directory, or a damaged one.
+        DataError: the split is empty or has no labels.
+        ConfigurationError: a decoder needs what the run lacks, or none of them keeps a beam.
+    """
+    run = load(Path(run_dir))
+    return evaluate_run(run, split, run.decoders(decoders, beam_size), progress)

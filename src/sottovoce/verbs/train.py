@@ -121,7 +121,7 @@ def _finish(run_dir: Path, listener: Listener) -> Path:
             indices = trial_set.indices(split, loaded.left_out)
             if indices and all(trial_set.trials[i].labels is not None for i in indices):
                 with listener.progress(f"decoding {split}") as progress:
-                    evaluation = evaluate_run(loaded, split, progress=progress)
+                    (evaluation,) = evaluate_run(loaded, split, loaded.decoders(), progress)
                 listener.evaluated(evaluation)
         _diagnose(run_dir, listener)
     return run_dir

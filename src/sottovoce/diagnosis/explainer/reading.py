@@ -20,7 +20,7 @@ from sottovoce.diagnosis.explainer.run_record import Evaluated, RunRecord, Saved
 from sottovoce.runs.directory import CONFIG_FILE
 from sottovoce.training.config import RunConfig
 
-SECTIONS: Final = frozenset({"seed", "data", "preprocessor", "model", "training", "evaluation"})
+SECTIONS: Final = frozenset({"seed", "data", "preprocessor", "model", "training", "decoding"})
 """Every configuration of a run has these keys."""
 RUN_FILES: Final = ("environment.json", "lexicon.json", "sessions.json", "metrics.jsonl", "events.jsonl")
 """What shows that a folder without a configuration was meant to be a run."""

@@ -196,7 +196,7 @@ def trainer_and_evaluation_agree(record: RunRecord) -> Iterator[Suspicion]:
     if best is None or record.config is None or record.told("flow_bridge_measured"):
         return
     metric = selection_metric(record)
-    decoder = str(best.progress.get("best_by") or "").rpartition(" ")[2] or record.config.evaluation.decoder
+    decoder = str(best.progress.get("best_by") or "").rpartition(" ")[2] or record.config.decoding.decoder
     trainers = record.metric(metric).at(best.step)
     evaluation = next((e for e in record.evaluations if e.name == f"val.{decoder}"), None)
     stored = evaluation.result.get(metric.removeprefix("val/")) if evaluation else None

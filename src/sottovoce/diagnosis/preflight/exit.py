@@ -19,7 +19,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.trial import TrialSet
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.evaluation import inference
+from sottovoce.evaluation.emissions import decoded
 from sottovoce.evaluation.scoring import score
 from sottovoce.runs.trained_decoder import TrainedDecoder, load
 from sottovoce.training import run as training_run
@@ -106,14 +106,14 @@ def _score(subject: Subject, loaded: TrainedDecoder) -> None:
     usable = [i for i in prepared.val_indices or prepared.train_indices if trials[i].labels]
     indices = sorted(usable, key=lambda i: trials[i].num_steps)[:2]
     loaded = replace(loaded, trained=loaded.model.components)  # by the end they are
-    text_decoder = inference.text_decoder(loaded)
+    decoder = loaded.decoder()
     cut = _Cut(prepared.trial_set, int(subject.batch.lengths_B.max()))
-    outputs = inference.outputs(loaded, cut, indices, text_decoder.decoder)
+    trials_decoded = decoded(loaded, cut, indices, [decoder])
     texts = {trials[i].text or "" for i in prepared.train_indices}
     score(
-        [(output.trial, text_decoder(output)) for output in outputs],
+        [(one.trial, one.hypotheses[0]) for one in trials_decoded],
         loaded.table,
-        decoder=text_decoder.decoder,
+        decoder=decoder.name,
         seed=loaded.seed,
         training_texts=texts,
     )

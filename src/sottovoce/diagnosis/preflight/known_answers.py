@@ -13,15 +13,14 @@ from typing import Any, Final
 
 import torch
 
-from sottovoce import metrics
 from sottovoce.core.findings import Finding
 from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import SymbolTable
 from sottovoce.core.text import normalise_text
 from sottovoce.core.trial import Trial
-from sottovoce.decoding import greedy
+from sottovoce.decoding.emissions import Emissions
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.bindings import bound, first_found
+from sottovoce.diagnosis.preflight.first_found import first_found
 from sottovoce.diagnosis.preflight.guard import guard_answers
 from sottovoce.diagnosis.preflight.known_outputs import labels_of, rehearsal_trials, rehearsed
 from sottovoce.diagnosis.preflight.numbers import loss_answers
@@ -30,9 +29,7 @@ from sottovoce.diagnosis.preflight.selection import copied_trials, selection_met
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.symbols import symbol_answers, texts_agree
 from sottovoce.diagnosis.preflight.transducer import transducer_answers
-from sottovoce.evaluation import inference, scoring
 from sottovoce.metrics import error_rates
-from sottovoce.training import validation
 
 CLOSE: Final = 1e-6
 """Rates of small counts are exact to this."""
@@ -41,7 +38,7 @@ CLOSE: Final = 1e-6
 def known_answers(subject: Subject) -> Iterator[Finding]:
     """What is wrong with the functions that score, decode, select, weigh and continue this run."""
     yield from first_found(
-        positional_metrics(),
+        positional_metrics(subject),
         aggregation(subject),
         printed_units(),
         greedy_order(subject),
@@ -59,31 +56,30 @@ def known_answers(subject: Subject) -> Iterator[Finding]:
     yield from resume_answers(subject)
 
 
-def positional_metrics() -> Iterator[Finding]:
-    """An insertion at the front costs one error, wherever edit errors are counted."""
-    reference, hypothesis = tuple(range(1, 11)), (11, *range(1, 11))
-    for place, count in bound("error_counts", error_rates, metrics, validation):
-        errors = sum(count(reference, hypothesis)[:3])
-        if errors > 1:
-            yield found(
-                "metric_is_positional",
-                f"One symbol inserted in front of ten right ones costs {errors} errors, not 1 ({place}).",
-                "preflight",
-            )
-            return
+def positional_metrics(subject: Subject) -> Iterator[Finding]:
+    """An insertion at the front costs one error."""
+    validation = subject.loop.validation
+    trial, said = _hypothesis("insertion", tuple(range(1, 11)), (11, *range(1, 11)))
+    errors = validation.score([(trial, said)], validation.table, decoder="greedy").scores[0].per.errors
+    if errors > 1:
+        yield found(
+            "metric_is_positional",
+            f"One symbol inserted in front of ten right ones costs {errors} errors, not 1.",
+            "preflight",
+        )
 
 
 def aggregation(subject: Subject) -> Iterator[Finding]:
     """Rates are sums of errors over sums of lengths, as fractions."""
-    table = subject.loop.validation.text_decoder.table
+    validation = subject.loop.validation
+    table = validation.table
     wrong, right = (
         _hypothesis("wrong", _cycle(table, 1), ()),
         _hypothesis("right", _cycle(table, 19), _cycle(table, 19)),
     )
-    for place, score in bound("score", scoring, validation):
-        for order in ((wrong, right), (right, wrong)):
-            per = score(order, table, decoder="greedy").as_dict()["per"]
-            yield from _judged(per, 1 / 20, f"Errors [1, 0] in references of [1, 19] symbols give {{}} ({place})")
+    for order in ((wrong, right), (right, wrong)):
+        per = validation.score(order, table, decoder="greedy").as_dict()["per"]
+        yield from _judged(per, 1 / 20, "Errors [1, 0] in references of [1, 19] symbols give {}")
 
 
 def validated_rates(subject: Subject) -> Iterator[Finding]:
@@ -113,9 +109,11 @@ def _judged(value: float | None, expected: float, what: str) -> Iterator[Finding
 
 def printed_units() -> Iterator[Finding]:
     """A rate of 1 is printed as 100.0 %."""
-    answers = [(place, percent) for place, percent in bound("percent", error_rates, metrics)]
-    answers.append(("Rate.percent", lambda value: error_rates.Rate(round(value * 1000), 1000).percent()))
-    for place, percent in answers:
+    ways: dict[str, Callable[[float], str]] = {
+        "percent": lambda value: error_rates.percent(value),
+        "Rate.percent": lambda value: error_rates.Rate(round(value * 1000), 1000).percent(),
+    }
+    for place, percent in ways.items():
         for value, expected in ((1.0, "100.0 %"), (0.25, "25.0 %")):
             if (shown := percent(value)) != expected:
                 yield found("unit_mismatch", f"A rate of {value:g} is printed as {shown!r} ({place}).", "preflight")
@@ -124,31 +122,28 @@ def printed_units() -> Iterator[Finding]:
 
 def greedy_order(subject: Subject) -> Iterator[Finding]:
     """Repeats are merged first, then blanks dropped: `a a – a b` is `a a b`."""
-    blank, num_symbols = subject.computer.blank, len(subject.loop.validation.text_decoder.table)
-    first, second = [i for i in range(num_symbols) if i != blank][4:6]
+    validation, blank = subject.loop.validation, subject.computer.blank
+    first, second = [i for i in range(len(validation.table)) if i != blank][4:6]
     path = [first, first, blank, first, second]
-    frames = torch.nn.functional.one_hot(torch.tensor([path]), num_symbols).float()
-    for place, decode in bound("greedy_ctc", greedy, inference):
-        said = list(decode(frames, torch.tensor([len(path)]), blank)[0])
-        if said == [first, second]:
-            yield found(
-                "greedy_order",
-                f"The frames {path} (blank {blank}) decode to {said}, not {[first, first, second]} ({place}): the "
-                "symbol that was said twice is lost.",
-                "preflight",
-            )
-            return
+    frames_SV = torch.nn.functional.one_hot(torch.tensor(path), len(validation.table)).float()
+    said = list(validation.until_trained.decode(Emissions(frames_SV.numpy())).symbols)
+    if said == [first, second]:
+        yield found(
+            "greedy_order",
+            f"The frames {path} (blank {blank}) decode to {said}, not {[first, first, second]} "
+            f"({validation.until_trained.name}): the symbol that was said twice is lost.",
+            "preflight",
+        )
 
 
 def reference_texts(subject: Subject) -> Iterator[Finding]:
     """The reference of WER, CER and WRA is the trial's text, whatever its symbols; no two symbols count as one."""
-    table = subject.loop.validation.text_decoder.table
-    for place, score in bound("score", scoring, validation):
-        yield from _text_is_the_reference(place, score, table)
-        yield from _no_merged_symbols(place, score, table)
+    validation = subject.loop.validation
+    yield from _text_is_the_reference(validation.score, validation.table)
+    yield from _no_merged_symbols(validation.score, validation.table)
 
 
-def _text_is_the_reference(place: str, score: Callable[..., Any], table: SymbolTable) -> Iterator[Finding]:
+def _text_is_the_reference(score: Callable[..., Any], table: SymbolTable) -> Iterator[Finding]:
     text = "two words"
     for labels in (_cycle(table, 5), _cycle(table, 9)):
         trial, said = _hypothesis("text", labels, labels, text)
@@ -158,13 +153,13 @@ def _text_is_the_reference(place: str, score: Callable[..., Any], table: SymbolT
             yield found(
                 "reference_proxy",
                 f"A trial of the text {text!r} is scored against {reference!r}: a hypothesis that equals its text has "
-                f"a WER of {wer} ({place}).",
+                f"a WER of {wer}.",
                 "preflight",
             )
             return
 
 
-def _no_merged_symbols(place: str, score: Callable[..., Any], table: SymbolTable) -> Iterator[Finding]:
+def _no_merged_symbols(score: Callable[..., Any], table: SymbolTable) -> Iterator[Finding]:
     ids = [i for i in range(len(table)) if i != table.blank]
     pairs = [(a, b) for a in ids for b in ids if a < b]
     hypotheses = [_hypothesis(f"{a} {b}", (a,), (b,)) for a, b in pairs]
@@ -174,7 +169,7 @@ def _no_merged_symbols(place: str, score: Callable[..., Any], table: SymbolTable
         examples = ", ".join(" as ".join(pair) for pair in merged[:3])
         yield found(
             "reference_proxy",
-            f"{len(merged)} pairs of different {table.name} count as equal, for example {examples} ({place}).",
+            f"{len(merged)} pairs of different {table.name} count as equal, for example {examples}.",
             "preflight",
         )
 

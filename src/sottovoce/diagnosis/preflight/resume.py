@@ -15,6 +15,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.splits import Split
 from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart
+from sottovoce.decoding.config import DecodingConfig
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
@@ -213,8 +214,7 @@ def _small(prepared: Prepared) -> Prepared:
         checkpoint_every_steps=STEPS,
         log_every_steps=STEPS,
     )
-    evaluation = replace(config.evaluation, decoder="greedy")
-    small = replace(config, model=model, training=training, evaluation=evaluation)
+    small = replace(config, model=model, training=training, decoding=DecodingConfig())
     torch.manual_seed(0)
     built = build_model(model)
     pipeline = FeaturePipeline(PreprocessorConfig(CHANNELS, 0.0), AugmentationConfig(white_noise_std=0.5))

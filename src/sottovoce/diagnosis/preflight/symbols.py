@@ -9,12 +9,11 @@ import torch
 
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import BLANK
-from sottovoce.decoding import greedy
+from sottovoce.decoding.emissions import Emissions
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.bindings import bound, first_found
+from sottovoce.diagnosis.preflight.first_found import first_found
 from sottovoce.diagnosis.preflight.known_outputs import labels_of, rehearsal_trials, rehearsed, spoken_logits
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.evaluation import inference
 from sottovoce.training.branches import CTC
 
 OFFSETS: Final = (-2, -1, 1, 2)
@@ -31,7 +30,7 @@ def symbol_answers(subject: Subject) -> Iterator[Finding]:
 
 def table_agrees(subject: Subject) -> Iterator[Finding]:
     """The table is its own inverse, as large as the model's logits, and all know the same blank."""
-    table, model = subject.loop.validation.text_decoder.table, subject.computer.model
+    table, model = subject.loop.validation.table, subject.computer.model
     for i, symbol in enumerate(table.symbols):
         if i == table.blank:
             continue
@@ -58,23 +57,23 @@ def table_agrees(subject: Subject) -> Iterator[Finding]:
 
 def decoders_agree(subject: Subject) -> Iterator[Finding]:
     """A model that says a trial's own labels decodes to them."""
-    table, blank = subject.loop.validation.text_decoder.table, subject.computer.blank
-    every = tuple(i for i in range(len(table)) if i != blank)
-    for place, decode in bound("greedy_ctc", greedy, inference):
-        for labels in (every, *labels_of(subject, rehearsal_trials(subject)).values()):
-            logits_SV = spoken_logits(labels, blank, len(table))
-            said = list(decode(logits_SV[None], torch.tensor([len(logits_SV)]), blank)[0])
-            if said != list(labels):
-                yield _offset(
-                    f"frames that say {_shown(labels)} (blank {blank}) decode to {_shown(said)} ({place})"
-                    f"{_explained(labels, said, len(table))}."
-                )
-                return
+    validation, blank = subject.loop.validation, subject.computer.blank
+    num_symbols = len(validation.table)
+    every = tuple(i for i in range(num_symbols) if i != blank)
+    for labels in (every, *labels_of(subject, rehearsal_trials(subject)).values()):
+        log_probs_SV = spoken_logits(labels, blank, num_symbols).log_softmax(-1)
+        said = validation.until_trained.decode(Emissions(log_probs_SV.numpy())).symbols
+        if said != tuple(labels):
+            yield _offset(
+                f"frames that say {_shown(labels)} (blank {blank}) decode to {_shown(said)} "
+                f"({validation.until_trained.name}){_explained(labels, said, num_symbols)}."
+            )
+            return
 
 
 def losses_agree(subject: Subject) -> Iterator[Finding]:
     """A model that says a target has no loss; where another offset or blank has less, that is the reason."""
-    table, blank = subject.loop.validation.text_decoder.table, subject.computer.blank
+    table, blank = subject.loop.validation.table, subject.computer.blank
     last = len(table) - 1
     labels = [i for i in range(3, len(table) - 3) if abs(i - blank) > 2]  # whatever the offset, no label is a blank
     loss = subject.computer.branches[CTC.name].functions["ctc_loss"]
@@ -93,7 +92,7 @@ def losses_agree(subject: Subject) -> Iterator[Finding]:
 
 def texts_agree(subject: Subject) -> Iterator[Finding]:
     """The labels of trials spell their texts, as far as the decoder makes words of symbols."""
-    num_symbols = len(subject.loop.validation.text_decoder.table)
+    num_symbols = len(subject.loop.validation.table)
     for split in ("val", "train"):
         places = rehearsal_trials(subject, split)
         labels = labels_of(subject, places)

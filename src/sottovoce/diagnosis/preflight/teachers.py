@@ -15,7 +15,7 @@ import torch
 from sottovoce.core.findings import Finding, Severity
 from sottovoce.data.loading import open_data
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.bindings import first_found
+from sottovoce.diagnosis.preflight.first_found import first_found
 from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.teachers_say import what_they_say
 from sottovoce.evaluation.opening import data_config
@@ -95,7 +95,7 @@ def _finite(teachers: Teachers) -> Iterator[Finding]:
 
 def _same_symbols(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
     """Table, its blank, and the number of columns."""
-    own = subject.loop.validation.text_decoder.table
+    own = subject.loop.validation.table
     columns = subject.computer.model.head.out_features
     for teacher in teachers.teachers:
         table, its_columns = teacher.run.table, teacher.run.model.head.out_features

@@ -6,23 +6,25 @@ Legend: N rows, S frames, U labels, H joint size, V symbols.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import torch
 
 from sottovoce.core.findings import Finding
-from sottovoce.decoding import transducer
+from sottovoce.core.symbols import SymbolTable
+from sottovoce.decoding.decoder import DecoderParts
+from sottovoce.decoding.emissions import Emissions
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.bindings import bound
 from sottovoce.diagnosis.preflight.subject import Subject
-from sottovoce.evaluation import inference
 
 BLANK_FRAMES: Final = 20
 """Length of the run of blanks that the search is sent through (catalogue row F8)."""
 TOLERANCE: Final = 1e-4
 """Between the predictor over a whole target and label by label, relative to its largest output."""
 FIRST, SECOND = 3, 4
-NUM_SYMBOLS: Final = 6
+TABLE: Final = SymbolTable("scripted", ("", "a", "b", "c", "d", "|"), blank=0, boundary=5)
+NUM_SYMBOLS: Final = len(TABLE)
 
 
 class ScriptedHead:
@@ -56,23 +58,22 @@ def transducer_answers(subject: Subject) -> Iterator[Finding]:
     """What is wrong with how search and loss move the predictor; nothing to ask where there is no transducer."""
     if subject.computer.model.transducer is None:
         return
-    for place, search in bound("greedy_transducer", transducer, inference):
+    config = subject.prepared.config.decoding.transducer
+    for beam_size in (1, 2):
         head = ScriptedHead(0)
-        said = search(_script(), torch.tensor([BLANK_FRAMES + 3]), head, 0, 5)[0]
-        yield from _blanks_read(place, head, list(said))
-    for place, search in bound("beam_transducer", transducer, inference):
-        head = ScriptedHead(0)
-        said = search(_script()[0], head, 2, 0, 5)[0][0]
-        yield from _blanks_read(place, head, list(said))
+        decoder = replace(config, beam_size=beam_size, max_symbols_per_frame=5).build(
+            DecoderParts(TABLE, transducer=head)
+        )
+        yield from _blanks_read(decoder.name, head, list(decoder.decode(_script()).symbols))
     yield from _loss_and_search_agree(subject)
 
 
-def _script() -> torch.Tensor:
-    """Frames [1, S, V] that are sure of: 20 blanks, a label, a blank, another label."""
+def _script() -> Emissions:
+    """Frames [S, V] that are sure of: 20 blanks, a label, a blank, another label."""
     path = [0] * BLANK_FRAMES + [FIRST, 0, SECOND]
     logits_SV = 20 * torch.nn.functional.one_hot(torch.tensor(path), NUM_SYMBOLS).float()
     logits_SV[:, 0] = logits_SV[:, 0].clamp(min=10)
-    return logits_SV[None]
+    return Emissions(logits_SV.log_softmax(-1).numpy(), logits_SV)
 
 
 def _blanks_read(place: str, head: ScriptedHead, said: list[int]) -> Iterator[Finding]:
