@@ -11,7 +11,7 @@ from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import start
-from tests.diagnosis.subjects import gru_subject
+from tests.diagnosis.subjects import gru_subject, ssm_subject
 from tests.training.small_runs import overrides
 
 
@@ -51,3 +51,9 @@ def test_words_that_are_all_the_same_have_no_other(tiny_t15: Path, tmp_path: Pat
         replace(trial, labels=same) if i in made.val_indices else trial for i, trial in enumerate(trials)
     )
     assert gains(start(made)) == []
+
+
+def test_a_decoder_waits_for_the_component_it_needs(tiny_t15: Path) -> None:
+    validation = ssm_subject(tiny_t15, "decoding.transducer.beam_size=4").loop.validation
+    assert validation.decoder_now(["encoder", "ctc_decoder"]).name == "greedy"
+    assert validation.decoder_now(["encoder", "ctc_decoder", "rnnt_decoder"]).name == "transducer"
