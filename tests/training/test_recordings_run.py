@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from sottovoce.cli.main import main
 
@@ -98,3 +99,34 @@ def test_mistakes_are_named(
     assert message in printed
     assert len(printed.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_keeps_the_dictionary_it_began_with(
+    tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    (there / "dict.txt").write_text("LOW  L UH1\nHIGH  HH AY1\n")
+    monkeypatch.chdir(there)
+    small = ("training.steps=4", "training.scheduler.warmup_steps=1", "training.preflight=false")
+    assert train(tones, tmp_path, "data.symbols=phonemes", "data.lexicon=dict.txt", *small) == 0
+    monkeypatch.chdir(here)
+    run = tmp_path / "tones"
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["lexicon"] == str(there / "dict.txt")
+
+    (there / "dict.txt").rename(here / "moved.txt")
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["symbols"] == "phonemes"
+    hypotheses = [json.loads(line) for line in (run / "hypotheses.val.words.jsonl").read_text().splitlines()]
+    targets = {"low": ["L", "UH", "|"], "high": ["HH", "AY", "|"]}
+    assert all(h["reference_symbols"] == targets[h["reference"]] for h in hypotheses)
+    assert main(["decode", str(run), str(tones), "--out", "words.jsonl"]) == 0
+
+    assert main(["train", f"resume={run}"]) == 2
+    assert "set data.lexicon to a pronouncing dictionary" in capsys.readouterr().err
+    (here / "other.txt").write_text("LOW  L UH1\nHIGH  HH IY1\n")
+    assert main(["train", f"resume={run}", "data.lexicon=other.txt"]) == 2
+    assert f"other.txt holds other words or pronunciations than the dictionary that {run}" in capsys.readouterr().err
+    assert main(["train", f"resume={run}", "data.lexicon=moved.txt"]) == 0

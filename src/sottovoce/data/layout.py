@@ -6,7 +6,7 @@ training and diagnosis ask the record and name no layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -59,6 +59,8 @@ class Reading:
     """Only the first this many sessions."""
     unlabelled: bool = False
     """Every recording is a test trial, whatever its text."""
+    pronunciations: Mapping[str, tuple[str, ...]] | None = None
+    """Of words, from where targets are made from text; they stand in for the file `data.lexicon`."""
 
 
 def _not_read(path: Path, reading: Reading) -> DataSet:

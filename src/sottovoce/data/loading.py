@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,12 @@ from sottovoce.data.layouts import trainable_layout
 from sottovoce.features.config import PreprocessorConfig
 
 
-def read_data_set(config: DataConfig, accepts: SignalKind, unlabelled: bool = False) -> tuple[Layout, DataSet]:
+def read_data_set(
+    config: DataConfig,
+    accepts: SignalKind,
+    unlabelled: bool = False,
+    pronunciations: Mapping[str, tuple[str, ...]] | None = None,
+) -> tuple[Layout, DataSet]:
     """The layout and structure of `data.data_root`.
 
     Raises:
@@ -28,7 +33,7 @@ def read_data_set(config: DataConfig, accepts: SignalKind, unlabelled: bool = Fa
     """
     root = Path(config.data_root)
     layout = trainable_layout(root, config, accepts)
-    return layout, layout.read(root, Reading(config.max_sessions, unlabelled))
+    return layout, layout.read(root, Reading(config.max_sessions, unlabelled, pronunciations))
 
 
 def open_data(
@@ -38,11 +43,13 @@ def open_data(
     seed: int,
     unlabelled: bool = False,
     data_set: DataSet | None = None,
+    pronunciations: Mapping[str, tuple[str, ...]] | None = None,
 ) -> PreparedTrials:
     """The trials of `splits`.
 
     `unlabelled` takes every recording as a test trial, whatever its text; T15 folders say themselves what is labelled.
-    `data_set` is what is at `data.data_root` where that has been read already, for a check.
+    `data_set` is what is at `data.data_root` where that has been read already, for a check. `pronunciations` stand in
+    for the file `data.lexicon`.
 
     Raises:
         DataError: the folder is missing, is of a layout that the front end cannot read, or holds a fault (unless
@@ -50,7 +57,7 @@ def open_data(
         ConfigurationError: phoneme targets from text without a lexicon, or an unknown held-out speaker.
     """
     if data_set is None:
-        _, data_set = read_data_set(config, preprocessor.signal, unlabelled)
+        _, data_set = read_data_set(config, preprocessor.signal, unlabelled, pronunciations)
     trials = data_set.open(splits, config, preprocessor, seed)
     binned = preprocessor.signal == SignalKind.BINNED
     return PreparedTrials(

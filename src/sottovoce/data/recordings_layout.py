@@ -5,7 +5,7 @@ A folder described in another way (a foreign manifest) is one more `Layout` whos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,8 @@ class Recordings:
     """Recordings that were found, however they are described; see `DataSet`."""
 
     found: FoundRecordings
+    pronunciations: Mapping[str, tuple[str, ...]] | None = None
+    """Instead of those in the file `data.lexicon`."""
 
     def check(self, purpose: Purpose, progress: Progress | None) -> tuple[int, list[Fault]]:
         return check_recordings(self.found, purpose, progress)
@@ -40,7 +42,9 @@ class Recordings:
         self, splits: Sequence[Split], config: DataConfig, preprocessor: PreprocessorConfig, seed: int
     ) -> OpenedTrials:
         table = symbol_table(config.symbols)
-        lexicon = read_lexicon(Path(config.lexicon), table) if config.lexicon else None
+        lexicon = self.pronunciations
+        if lexicon is None and config.lexicon is not None:
+            lexicon = read_lexicon(Path(config.lexicon), table)
         if preprocessor.log_mel is None:
             raise ConfigurationError("recordings need preprocessor.log_mel: the rate at which they are read is its")
         rate = preprocessor.log_mel.sample_rate_hz
@@ -48,7 +52,7 @@ class Recordings:
 
 
 def _read_folder(path: Path, reading: Reading) -> Recordings:
-    return Recordings(find_recordings(path, reading.unlabelled))
+    return Recordings(find_recordings(path, reading.unlabelled), reading.pronunciations)
 
 
 def _read_file(path: Path, reading: Reading) -> Recordings:

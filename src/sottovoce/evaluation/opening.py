@@ -41,7 +41,10 @@ def open_other(run: TrainedDecoder, data: DataConfig, splits: Sequence[Split]) -
 
 def _open(run: TrainedDecoder, data: DataConfig, splits: Sequence[Split], unlabelled: bool) -> PreparedTrials:
     data = replace(data, num_workers=0, cache_data=False)
-    opened = open_data(data, run.preprocessor, splits, run.seed, unlabelled)
+    pronunciations = None  # of a run that made its targets from a dictionary its own copy; the file may be gone
+    if data.lexicon is not None and run.vocabulary is not None:
+        pronunciations = run.vocabulary.pronunciations(run.table)
+    opened = open_data(data, run.preprocessor, splits, run.seed, unlabelled, pronunciations=pronunciations)
     if run.model.session_adapter is not None:
         unknown = sorted({trial.session for trial in opened.trials} - set(run.sessions))
         if unknown:

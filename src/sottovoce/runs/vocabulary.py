@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sottovoce.core.errors import CheckpointError
+from sottovoce.core.symbols import SymbolTable
 from sottovoce.decoding.lexicon import Lexicon
 
 FILE_NAME = "lexicon.json"
@@ -20,6 +21,13 @@ class Vocabulary:
     isolated_words: bool
     source: str
     """Where the words come from, for the reader of a report."""
+
+    def pronunciations(self, table: SymbolTable) -> dict[str, tuple[str, ...]]:
+        """The first pronunciation of each word in the symbols of `table`."""
+        found: dict[str, tuple[str, ...]] = {}
+        for word, symbols in zip(self.lexicon.words, self.lexicon.pronunciations, strict=True):
+            found.setdefault(word, table.decode(symbols))
+        return found
 
 
 def write_vocabulary(run_dir: Path, vocabulary: Vocabulary | None) -> None:

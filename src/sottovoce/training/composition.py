@@ -20,7 +20,15 @@ from sottovoce.training.config import RunConfig
 
 RECIPES = "sottovoce.recipes"
 GROUP = "recipe"
-RESUMABLE = ("trainer.", "data.data_root", "data.num_workers", "training.distillation.teachers")
+RESUMABLE = (
+    "trainer.",
+    "data.data_root",
+    "data.lexicon",
+    "data.mode_file",
+    "data.num_workers",
+    "training.distillation.teachers",
+)
+"""Keys, or the beginnings of some, that say where a run runs and where its files lie."""
 
 
 def recipe_names() -> list[str]:

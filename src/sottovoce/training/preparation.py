@@ -139,11 +139,20 @@ def prepare(
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """The configuration as it can be read from any other folder."""
-    teachers = tuple(str(Path(name).absolute()) for name in config.training.distillation.teachers)
-    distillation = replace(config.training.distillation, teachers=teachers)
+
+    def absolute(name: str | None) -> str | None:
+        return None if name is None else str(Path(name).absolute())
+
+    data, distillation = config.data, config.training.distillation
+    distillation = replace(distillation, teachers=tuple(str(Path(name).absolute()) for name in distillation.teachers))
     return replace(
         config,
-        data=replace(config.data, data_root=str(Path(config.data.data_root).absolute())),
+        data=replace(
+            data,
+            data_root=str(Path(data.data_root).absolute()),
+            lexicon=absolute(data.lexicon),
+            mode_file=absolute(data.mode_file),
+        ),
         training=replace(config.training, distillation=distillation),
     )
 

@@ -31,7 +31,7 @@ from sottovoce.runs.directory import CONFIG_FILE, read_config, write_sessions
 from sottovoce.runs.left_out import read_left_out, write_left_out
 from sottovoce.runs.lock import Holder, locked
 from sottovoce.runs.trained_on import TrainedOn, write_trained_on
-from sottovoce.runs.vocabulary import write_vocabulary
+from sottovoce.runs.vocabulary import read_vocabulary, write_vocabulary
 from sottovoce.training.composition import changed_for_resume
 from sottovoce.training.config import RunConfig
 from sottovoce.training.environment import describe_environment
@@ -141,6 +141,7 @@ def _continue(run_dir: Path, config: RunConfig, watch: Callable[[Prepared], Watc
     """Train on; `ended` is the process that has left the run locked."""
     prepared = prepare(config, known=read_left_out(run_dir))
     refuse_changed_teachers(run_dir, prepared.teachers)
+    _refuse_changed_dictionary(run_dir, prepared)
     trainer = build_trainer(prepared.config)
     last = last_checkpoint(run_dir)
     if has_checkpoint(last):
@@ -151,6 +152,18 @@ def _continue(run_dir: Path, config: RunConfig, watch: Callable[[Prepared], Watc
     if is_main_process():
         _write_config(run_dir, prepared.config)
     fit(prepared, loop, trainer)
+
+
+def _refuse_changed_dictionary(run_dir: Path, prepared: Prepared) -> None:
+    """Raise where a run that continues would get other targets or words than before."""
+    if prepared.config.data.lexicon is None:
+        return
+    began_with, now = read_vocabulary(run_dir), prepared.vocabulary
+    if began_with is not None and now is not None and began_with.lexicon != now.lexicon:
+        raise ConfigurationError(
+            f"data.lexicon={prepared.config.data.lexicon} holds other words or pronunciations than the dictionary "
+            f"that {run_dir} began with ({began_with.source}); name that one, or start a new run"
+        )
 
 
 def _refuse_lost(run_dir: Path) -> None:
