@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -21,7 +19,6 @@ from sottovoce.core.checkpoints import (
     read_tensors,
     write_checkpoint,
 )
-from sottovoce.core.configuration import plain
 from sottovoce.core.errors import CheckpointError, SottovoceError, TrainingAborted, in_one_line
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import symbol_table
@@ -31,21 +28,20 @@ from sottovoce.runs.trained_decoder import decoder_parts
 from sottovoce.training.branches import DENOISING
 from sottovoce.training.environment import peak_memory_mib
 from sottovoce.training.guard import Verdict
-from sottovoce.training.notices import notices
-from sottovoce.training.preparation import Prepared, steps_per_epoch
+from sottovoce.training.opening_records import open_records
+from sottovoce.training.preparation import Prepared
 from sottovoce.training.processes import pair_of_main
-from sottovoce.training.recorder import Recorder, RunRecorder, WindowMeans
+from sottovoce.training.recorder import Recorder, WindowMeans
 from sottovoce.training.stage_changes import (
     announce_flow_bridge,
     announce_stage,
-    announce_teachers,
     announce_unfrozen,
     measure_flow_bridge,
     refresh_modes,
 )
 from sottovoce.training.state import restore_state, step_state
 from sottovoce.training.step import StepComputer, StepRecord
-from sottovoce.training.tracking import Tracker
+from sottovoce.training.stop_signals import StopSignals
 from sottovoce.training.validation import Validation, ranked
 from sottovoce.training.watch import NoWatch, StepView, Watch
 
@@ -65,7 +61,7 @@ class RunLoop:
         self.watch: Watch = watch or NoWatch()
         self.config = prepared.config
         self.run_dir = run_dir
-        self.stopped_by_user = False
+        self.signals = StopSignals()
         table = symbol_table(self.config.data.symbols)
         parts = decoder_parts(table, prepared.vocabulary, prepared.model)
         decoding = self.config.decoding
@@ -88,9 +84,7 @@ class RunLoop:
             prepared.teachers,
         )
         self._train_indices = prepared.train_indices
-        self._steps_per_epoch = steps_per_epoch(prepared.config, len(prepared.train_indices))
         self.window = WindowMeans()
-        self.skipped_trials = prepared.skipped
         self._prepared = prepared
         self.recorder: Recorder | None = None
         """Of the main process, from `begin` on."""
@@ -99,7 +93,6 @@ class RunLoop:
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
         self._ended = ended
-        self._previous_handlers: dict[int, Any] = {}
 
     @property
     def last_checkpoint(self) -> Path:
@@ -122,16 +115,15 @@ class RunLoop:
     @property
     def is_over(self) -> bool:
         """No further step shall be taken: the last one is done, or somebody has asked the run to stop."""
-        return self.stopped_by_user or self.curriculum.finished(self.computer.progress.position)
+        return self.signals.received or self.curriculum.finished(self.computer.progress.position)
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
         """Before the first step of this process; `optimizer` gets the moments of the last checkpoint."""
         self.run_dir = self.computer.processes.broadcast(self.run_dir)  # the main process has made it
         self.put_back_moments(optimizer)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous_handlers[number] = signal.signal(number, self._request_stop)
+        self.signals.listen()
         if self.computer.processes.rank == 0:
-            self._open_records()
+            self.recorder = open_records(self._prepared, self.computer, self.run_dir, self._resumed, self._ended)
         self._tell(self.watch.begin(self.run_dir, self.computer, optimizer))
         self.computer.guard.keep(self.computer.named, optimizer, self.computer.model)
 
@@ -140,31 +132,6 @@ class RunLoop:
         self.optimizer = optimizer
         load_optimizer_tensors(optimizer, self._optimizer_state, self.computer.named)
         self._optimizer_state = {}
-
-    def _open_records(self) -> None:
-        """The main process's records, and what the person who started the run should know."""
-        step = self.computer.progress.step
-        wandb = self.config.wandb
-        tracker = Tracker(wandb, self.run_dir, plain(self.config), self._steps_per_epoch) if wandb.enabled else None
-        self.recorder = RunRecorder(self.run_dir, self.curriculum.total_steps, step, tracker)
-        if self._resumed:
-            self.recorder.event(step, "resumed")
-        else:
-            for fault in self.skipped_trials:
-                self.recorder.event(0, "trial_skipped", **fault.as_dict())
-            if self.skipped_trials:
-                codes = Counter(fault.fault for fault in self.skipped_trials)
-                reasons = ", ".join(f"{count} × {code}" for code, count in codes.items())
-                self.recorder.say(f"left out {len(self.skipped_trials)} trials ({reasons}); see events.jsonl")
-        if self._ended is not None:
-            self.recorder.say(f"took over the lock of {self._ended}, which has ended")
-        for notice in notices(self._prepared):
-            self.recorder.say(notice)
-        count = sum(p.numel() for p in self.computer.named.values())
-        self.recorder.say(f"{self.run_dir}: {count:,} parameters, step {step} of {self.curriculum.total_steps}")
-        if not self._resumed:
-            announce_teachers(self.computer, self.recorder)
-            announce_stage(self.computer, self.recorder)
 
     def before_update(self, record: StepRecord) -> None:
         """The guard has decided and the weights have not moved yet."""
@@ -175,7 +142,7 @@ class RunLoop:
         """Log, validate and save as the configuration says."""
         training, step, verdict = self.config.training, self.computer.progress.step, record.verdict
         assert verdict is not None
-        (self.stopped_by_user,) = self.computer.agreed([self.stopped_by_user])  # all processes stop at the same step
+        (self.signals.received,) = self.computer.agreed([self.signals.received])  # all stop at the same step
         if verdict.skipped:
             self._bad_step(step, verdict)
         else:
@@ -198,7 +165,7 @@ class RunLoop:
         finished = self.curriculum.finished(progress.position)
         if not finished:
             announce_unfrozen(self.computer, stage, self.recorder)
-        if step % training.checkpoint_every_steps == 0 or stage_is_over or out_of_patience or self.stopped_by_user:
+        if step % training.checkpoint_every_steps == 0 or stage_is_over or out_of_patience or self.signals.received:
             self.save("last")
         if finished and self.recorder is not None and self.computer.guard.skipped:
             causes = ", ".join(f"{count} × {cause}" for cause, count in self.computer.guard.skipped.items())
@@ -277,8 +244,7 @@ class RunLoop:
 
     def close(self) -> None:
         """After the last step, or when the run ends early."""
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
+        self.signals.restore()
         if self.recorder is not None:
             self.recorder.close()
 
@@ -290,11 +256,6 @@ class RunLoop:
     def _event(self, event: str, **details: Any) -> None:
         if self.recorder is not None:
             self.recorder.event(self.computer.progress.step, event, **details)
-
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped_by_user:
-            raise KeyboardInterrupt
-        self.stopped_by_user = True
 
     @property
     def _selection_metric(self) -> str:

@@ -220,7 +220,7 @@ def fit(prepared: Prepared, loop: RunLoop, trainer: lightning.Trainer) -> None:
                 loop.aborted(error)
                 error.run_dir = loop.run_dir
                 raise
-    if loop.stopped_by_user:
+    if loop.signals.received:
         where = f"stopped at step {progress.step}"
         raise TrainingAborted(f"{where}; continue with: sottovoce train resume={loop.run_dir}")
 
