@@ -10,7 +10,9 @@ import pytest
 
 from sottovoce.core.configuration import check_key
 from sottovoce.core.errors import ConfigurationError
-from sottovoce.diagnosis.causes import Cause, causes, found
+from sottovoce.core.findings import Severity
+from sottovoce.core.records import JsonLines, read_json_lines
+from sottovoce.diagnosis.causes import Cause, causes, found, recorded
 from sottovoce.diagnosis.pages import NO_FAULTS, keys_in, pages, write_pages
 from sottovoce.training.composition import compose_config, recipe_names
 from sottovoce.training.config import RunConfig
@@ -20,7 +22,8 @@ FAILURES = ROOT / "docs" / "failures"
 ROWS = {"A": 7, "B": 7, "C": 5, "D": 7, "E": 5, "F": 9, "G": 10, "H": 10, "I": 8}
 """Rows of the field's list of failures by letter: 68."""
 OVERRIDDEN = sorted(entry.code for entry in causes().values() if entry.override)
-DATA_MODULES = [*sorted((ROOT / "src/sottovoce/data").glob("*.py")), ROOT / "src/sottovoce/evaluation/feasibility.py"]
+CODED = ("data/**/*.py", "decoding/*.py", "evaluation/*.py", "core/symbols.py")
+"""Where errors and faults are given codes."""
 
 
 def texts(entry: Cause) -> dict[str, str]:
@@ -100,11 +103,14 @@ def test_every_key_that_is_named_exists(code: str) -> None:
 
 
 def codes_of_faults() -> Iterator[str]:
-    """What the code calls faults: first words of findings, second ones of errors' names, and arguments of `Fault`."""
-    for path in DATA_MODULES:
+    """What the code calls faults: first words of findings, `code=` of errors, and arguments of `Fault`."""
+    for path in sorted(path for pattern in CODED for path in (ROOT / "src/sottovoce").glob(pattern)):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", "")
+                for keyword in node.keywords:
+                    if keyword.arg == "code":
+                        yield from _code(keyword.value)
                 places = {"Fault": 2, "fault": 1, "AudioError": 0, "_RowError": 0}
                 if name in places and len(node.args) > places[name]:
                     yield from _code(node.args[places[name]])
@@ -130,3 +136,26 @@ def test_a_finding_gives_the_override_before_the_advice_and_names_its_page() -> 
     assert finding.fix.startswith("training.optimizer.eps=1e-8 training.optimizer.lr=0.001: Choose")
     assert (ROOT / finding.page).is_file()
     assert found("gradient_spike", "", "monitor", fix="Wait.").fix == "Wait."
+    own = found("gradient_spike", "", "monitor", override="seed=2", fix="Again.")
+    assert (own.override, own.advice, own.fix) == ("seed=2", "Again.", "seed=2: Again.")
+    assert found("adam_eps_regime", "", "linter", severity="note").override == ""
+
+
+@pytest.mark.parametrize("code", sorted(causes()))
+@pytest.mark.parametrize("severity", [None, "note"])
+@pytest.mark.parametrize(
+    "own", [{}, {"fix": "Wait."}, {"override": "model.ssm={layers: 2}"}, {"override": "a=1 b=2", "fix": "c=3: or wait"}]
+)
+def test_a_finding_that_was_recorded_is_shown_as_before(
+    code: str, severity: Severity | None, own: dict[str, str], tmp_path: Path
+) -> None:
+    finding = found(code, "Seen: x=1.", "monitor", step=7, severity=severity, support=0.3, trials=("s/1", "s/2"), **own)
+    event = finding.as_event()
+    lines = JsonLines(tmp_path / "events.jsonl")
+    lines.append({"step": 7, "event": code, **event})
+    lines.close()
+    (read,) = read_json_lines(tmp_path / "events.jsonl")
+    assert recorded(read) == finding
+    assert (recorded(read).as_text, str(recorded(read))) == (finding.as_text, str(finding))
+    assert not {"explanation", "tell_apart", "fix"} & event.keys()
+    assert ("advice" in event) == bool(own)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.cli.main import main
+from sottovoce.diagnosis.causes import cause, found
 from tests.diagnosis.bad_runs import bad_run, first_capsule, long_labels
 from tests.diagnosis.run_directories import STEPS, RunDirectory
 
@@ -61,17 +62,18 @@ def test_what_cannot_be_diagnosed_is_said_in_one_line(
 
 def test_cause_evidence_and_fix_have_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory(tmp_path / "run")
-    fix = "training.optimizer.lr=0.01 seed=3: smaller steps"
-    details = {"severity": "error", "evidence": "Seen.", "explanation": "E.", "fix": fix, "source": "monitor"}
-    run.happened(30, "learning_rate_too_high", **details, support=1.0, tell_apart="Go back.")
+    entry = cause("learning_rate_too_high")
+    override = "training.optimizer.lr=0.01 seed=3"
+    finding = found(entry.code, "Seen.", "monitor", override=override, fix="smaller steps")
+    run.happened(30, entry.code, **finding.as_event())
     path = run.write()
     assert main(["diagnose", str(path)]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "error at step 30: learning_rate_too_high: E.",
+        f"error at step 30: learning_rate_too_high: {entry.title}",
         "  evidence: Seen.",
         "  override: training.optimizer.lr=0.01 seed=3",
         "  fix: smaller steps",
-        "  to be sure: Go back.",
+        f"  to be sure: {entry.tell_apart}",
         "  more: sottovoce diagnose --explain learning_rate_too_high",
     ]
     assert main(["diagnose", str(path), "--json"]) == 1

@@ -262,9 +262,10 @@ def test_gradients_that_are_not_finite(tmp_path: Path) -> None:
 
 def test_findings_of_the_run_itself_are_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    details = {"severity": "error", "evidence": "2 names.", "explanation": "E.", "fix": "F.", "source": "preflight"}
-    run.happened(0, "stale_optimizer", **details, support=1.0, tell_apart="")
-    run.happened(0, "blank_plateau", **(details | {"severity": "note"}), support=1.0, tell_apart="")
+    run.happened(
+        0, "stale_optimizer", **catalogue.found("stale_optimizer", "2 names.", "preflight", fix="F.").as_event()
+    )
+    run.happened(0, "blank_plateau", **catalogue.found("blank_plateau", "Flat.", "monitor", severity="note").as_event())
     (finding,) = explain(run.write())
     assert (finding.code, finding.evidence, finding.source, finding.fix) == (
         "stale_optimizer",

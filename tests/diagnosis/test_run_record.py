@@ -15,6 +15,10 @@ from sottovoce.diagnosis.explainer.reading import read_run
 from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 from tests.diagnosis.run_directories import LOG, STEPS, RunDirectory
 
+SPIKE = (
+    '{"step": 3, "event": "gradient_spike", "severity": "note", "evidence": "", "source": "monitor", "support": 0.5}'
+)
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -136,8 +140,9 @@ def test_a_damaged_record(folder: Path, line: str) -> None:
             "code, parameters, num_parameters",
         ),
         ('{"step": 3, "event": "unfrozen", "components": "encoder", "trainable_parameters": 3}', "components"),
-        ('{"step": 3, "event": "gradient_spike", "support": "high"}', "support"),
-        ('{"step": 3, "event": "gradient_spike", "severity": "doom"}', "severity"),
+        (SPIKE.replace("0.5", '"high"'), "support"),
+        (SPIKE.replace("}", ', "trials": "one", "advice": 3}'), "advice, trials"),
+        (SPIKE.replace("note", "doom"), "severity"),
     ],
 )
 def test_an_event_that_no_rule_could_read(folder: Path, line: str, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -23,12 +24,15 @@ FOUND = Finding(
     severity="error",
     evidence="3 of 40 names, <b>first</b> at step 120.",
     explanation="The optimiser does not own what should learn.",
-    fix="training.max_grad_norm=5",
+    advice="",
+    override="training.max_grad_norm=5",
     source="preflight",
     step=120,
     tell_apart="Refresh the reference alone.",
 )
-LATER = Finding("data_starvation", "warning", "61 %.", "The steps wait.", "data.num_workers=2", "monitor", 124, 0.8)
+LATER = Finding(
+    "data_starvation", "warning", "61 %.", "The steps wait.", "", "monitor", 124, 0.8, override="data.num_workers=2"
+)
 PAGES = {"stale_optimizer": {"How it looks": "The loss stays at (T + U) ln V.", "Source": "A <i>paper</i>"}}
 
 
@@ -75,13 +79,13 @@ def test_findings_stand_in_order_with_evidence_fix_and_page(run_dir):
 
 def test_marks_close_to_each_other_are_one(run_dir):
     assert ">1, 2<" in health_figure(read_run(run_dir), [FOUND, LATER])
-    far = health_figure(read_run(run_dir), [FOUND, Finding(**(LATER.as_dict() | {"step": 20}))])
+    far = health_figure(read_run(run_dir), [FOUND, replace(LATER, step=20)])
     assert ">1<" in far
     assert ">2<" in far
 
 
 def test_a_mark_that_several_share_has_the_colour_of_the_gravest(run_dir):
-    earlier = Finding(**(LATER.as_dict() | {"step": 119}))
+    earlier = replace(LATER, step=119)
     assert _marks([FOUND, earlier], 200) == [(119, "1, 2", BAD)]
     assert _marks([earlier], 200) == [(119, "1", SERIES[1])]
     assert ">1, 2<" in health_figure(read_run(run_dir), [FOUND, earlier])

@@ -162,7 +162,7 @@ def test_what_preflight_sees_when_a_run_is_resumed_is_said_and_recorded_once(
 
     monkeypatch.setattr("sottovoce.verbs.train.preflight", preflight)
     with (run / "events.jsonl").open("a") as events:
-        details = found("effective_step", "Seen once.", "linter").as_dict() | {"step": 0, "event": "effective_step"}
+        details = found("effective_step", "Seen once.", "linter").as_event() | {"step": 0, "event": "effective_step"}
         events.write(json.dumps(details) + "\n")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("preflight: false", "preflight: true"))

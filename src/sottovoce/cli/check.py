@@ -99,7 +99,7 @@ def _check_run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"trials": found.data.trials, **of_both, "memory": asdict(memory) if memory else None}))
     else:
         print(_summary(Path(found.data_root), found.data))
-        for line in (*summary_lines(faults), *(finding.told for finding in findings)):
+        for line in (*summary_lines(faults), *(finding.as_text for finding in findings)):
             print(line)
         if memory is not None:
             print(f"memory: {memory}")

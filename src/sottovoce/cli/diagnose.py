@@ -64,7 +64,7 @@ def _explain(code: str, as_json: bool) -> int:
 
 
 def _as_json(found: Diagnosis) -> dict[str, Any]:
-    findings = [finding.as_dict() | {"override": finding.override, "page": finding.page} for finding in found.findings]
+    findings = [finding.as_dict() for finding in found.findings]
     return {
         "path": str(found.path),
         "kind": found.kind,
@@ -81,7 +81,7 @@ def _print(found: Diagnosis) -> None:
     for replayed in found.replays:
         print(summary(replayed))
     for finding in found.findings:
-        print(finding.told)
+        print(finding.as_text)
     if found.healthy and found.record is not None:
         print(f"{found.path}: {_verdict(found.record)}")
     elif found.healthy:

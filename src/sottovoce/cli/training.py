@@ -38,7 +38,7 @@ class Printer:
 
     def _found(self, finding: Finding) -> None:
         self.findings.append(finding)
-        print(finding.told, file=sys.stderr)
+        print(finding.as_text, file=sys.stderr)
 
     def _reported(self, path: Path) -> None:
         self.report = path

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 Severity = Literal["error", "warning", "note"]
@@ -12,8 +11,6 @@ Source = Literal["preflight", "linter", "guard", "monitor", "explainer"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 FAILURES: Final = "docs/failures"
 """Folder of the pages that explain each code."""
-_OVERRIDE: Final = re.compile(r"((?:[a-z][\w.]*=\S+ )*[a-z][\w.]*=\S+?)(?:: |$)")
-"""`key=value key=value: advice`, or only the first half."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,8 @@ class Finding:
     """What was measured, with numbers and steps; one sentence or two."""
     explanation: str
     """What that means, in words that a person understands."""
-    fix: str
-    """What to do; a configuration override (`key=value`) where there is one."""
+    advice: str
+    """What to do, in words; empty where the override says it all."""
     source: Source
     step: int | None = None
     """Optimiser step it was seen at first; None: before the first, or of the whole run."""
@@ -37,9 +34,44 @@ class Finding:
     tell_apart: str = ""
     """What would tell it from the next likely cause."""
 
+    override: str = ""
+    """What to do as a command line takes it (`key=value`, several with blanks between); empty where words must do."""
+    own_fix: bool = False
+    """`override` and `advice` are of this finding; otherwise they are what the catalogue says of its code."""
+    trials: tuple[str, ...] = ()
+    """Ids of the trials that it is about, where it is about some."""
+
     def as_dict(self) -> dict[str, Any]:
-        """The finding as `diagnose --json` prints it and as `events.jsonl` holds it."""
-        return asdict(self)
+        """The finding as `diagnose --json` prints it."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "step": self.step,
+            "evidence": self.evidence,
+            "explanation": self.explanation,
+            "fix": self.fix,
+            "override": self.override,
+            "tell_apart": self.tell_apart,
+            "source": self.source,
+            "support": self.support,
+            "trials": list(self.trials),
+            "page": self.page,
+        }
+
+    def as_event(self) -> dict[str, Any]:
+        """What `events.jsonl` holds of it beside step and code: nothing that the catalogue says anyway."""
+        own = {"override": self.override, "advice": self.advice} if self.own_fix else {}
+        stated = {"severity": self.severity, "evidence": self.evidence, "source": self.source, "support": self.support}
+        return stated | own | ({"trials": list(self.trials)} if self.trials else {})
+
+    @property
+    def fix(self) -> str:
+        """What to do, in one line.
+
+        >>> Finding("c", "note", "", "", "or wait", "monitor", override="training.optimizer.lr=0.1").fix
+        'training.optimizer.lr=0.1: or wait'
+        """
+        return ": ".join(part for part in (self.override, self.advice) if part)
 
     @property
     def page(self) -> str:
@@ -52,22 +84,7 @@ class Finding:
         return f"sottovoce diagnose --explain {self.code}"
 
     @property
-    def override(self) -> str:
-        """The fix as a command line takes it (`key=value`, several with blanks between); empty where words must do.
-
-        >>> Finding("c", "note", "", "", "training.optimizer.lr=0.1: or wait", "monitor").override
-        'training.optimizer.lr=0.1'
-        """
-        stated = _OVERRIDE.match(self.fix)
-        return stated[1] if stated else ""
-
-    @property
-    def advice(self) -> str:
-        """The fix without the override before it."""
-        return self.fix.removeprefix(self.override).removeprefix(": ")
-
-    @property
-    def told(self) -> str:
+    def as_text(self) -> str:
         """The cause, the evidence and the fix, a line each; an override stands alone, to be copied."""
         when = "" if self.step is None else f" at step {self.step}"
         rows = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from sottovoce.core.findings import SEVERITIES, Finding, Severity, Source
 
@@ -69,30 +71,59 @@ def found(
     *,
     step: int | None = None,
     support: float = 1.0,
+    override: str = "",
     fix: str = "",
     severity: Severity | None = None,
+    trials: Iterable[str] = (),
 ) -> Finding:
     """A finding of `code`: what the catalogue says of it, with this evidence.
 
-    `fix` replaces the catalogue's where the evidence gives a better one; `severity` likewise. A note, where nothing is
-    wrong, does not give the catalogue's override.
+    `override` and `fix` (advice in words) replace both of the catalogue's where the evidence gives something better;
+    `severity` likewise. A note, where nothing is wrong, does not give the catalogue's override.
     """
     entry = cause(code)
     severity = severity or entry.severity
-    advice = fix or (f"{entry.override}: {entry.fix}" if entry.override and severity != "note" else entry.fix)
+    own = bool(override or fix)
+    usual = entry.override if severity != "note" else ""
     return Finding(
         code=code,
         severity=severity,
         evidence=evidence,
         explanation=entry.title,
-        fix=advice,
+        advice=fix if own else entry.fix,
         source=source,
         step=step,
         support=support,
         tell_apart=entry.tell_apart,
+        override=override if own else usual,
+        own_fix=own,
+        trials=tuple(trials),
     )
 
 
-def linted(code: str, evidence: str, severity: Severity | None = None, fix: str = "", support: float = 1.0) -> Finding:
+def recorded(event: Mapping[str, Any]) -> Finding:
+    """The finding that an event of `events.jsonl` holds, joined to the catalogue again; its step is the event's."""
+    return found(
+        event["event"],
+        event["evidence"],
+        event["source"],
+        step=event["step"],
+        support=event["support"],
+        override=event.get("override", ""),
+        fix=event.get("advice", ""),
+        severity=event["severity"],
+        trials=event.get("trials", ()),
+    )
+
+
+def linted(
+    code: str,
+    evidence: str,
+    severity: Severity | None = None,
+    *,
+    override: str = "",
+    fix: str = "",
+    support: float = 1.0,
+) -> Finding:
     """A finding of the linter."""
-    return found(code, evidence, "linter", severity=severity, fix=fix, support=support)
+    return found(code, evidence, "linter", severity=severity, override=override, fix=fix, support=support)

@@ -67,7 +67,7 @@ def _schedule(config: RunConfig, steps: int | None) -> Iterator[Finding]:
             "schedule_length",
             f"training.scheduler.warmup_steps={scheduler.warmup_steps}, but the run has {steps} steps: the rate "
             "is still rising at its end.",
-            fix=f"training.scheduler.warmup_steps={max(1, steps // 10)}",
+            override=f"training.scheduler.warmup_steps={max(1, steps // 10)}",
         )
     elif scheduler.name == "cosine_with_warmup" and steps < SCHEDULE_SHARE * end:
         # mode-ssm's recipe plans 100,000 steps and stops by patience; a curriculum may well end early
@@ -77,14 +77,14 @@ def _schedule(config: RunConfig, steps: int | None) -> Iterator[Finding]:
             f"The cosine reaches its floor at step {end}, the run ends at step {steps}: the rate never falls below "
             f"{_cosine(scheduler.warmup_steps, end, steps):.0%} of its peak.",
             severity,
-            fix="training.scheduler.max_steps=null",
+            override="training.scheduler.max_steps=null",
         )
     elif scheduler.name == "cosine_with_warmup" and end < FLOOR_TAIL * steps:
         yield linted(
             "schedule_length",
             f"The cosine is at its floor ({scheduler.min_lr_ratio:g} of the peak) from step {end} on, for "
             f"{steps - end} of {steps} steps.",
-            fix="training.scheduler.max_steps=null",
+            override="training.scheduler.max_steps=null",
         )
 
 
@@ -104,7 +104,7 @@ def _never_happens(config: RunConfig, prepared: Prepared | None, steps: int | No
                 "per_epoch_counter",
                 f"training.{key}={every}, but the run has {steps} steps: it happens once, at the end.",
                 "note",
-                fix=f"training.{key}={max(1, steps // 5)}",
+                override=f"training.{key}={max(1, steps // 5)}",
             )
     if training.log_every_steps > steps:
         yield linted(
@@ -112,7 +112,7 @@ def _never_happens(config: RunConfig, prepared: Prepared | None, steps: int | No
             f"training.log_every_steps={training.log_every_steps}, but the run has {steps} steps: no training metric "
             "is ever written.",
             "warning",
-            fix=f"training.log_every_steps={max(1, steps // 20)}",
+            override=f"training.log_every_steps={max(1, steps // 20)}",
         )
     lengths = [stage.steps for stage in training.stages if stage.weight_of(TRANSDUCER.name)]
     known = prepared.curriculum.transducer_steps if prepared is not None else sum(length or 0 for length in lengths)
@@ -121,7 +121,7 @@ def _never_happens(config: RunConfig, prepared: Prepared | None, steps: int | No
             "per_epoch_counter",
             f"training.rnnt_warmup_batches={training.rnnt_warmup_batches}, but the stages with a transducer have "
             f"{known} steps: it never joins.",
-            fix=f"training.rnnt_warmup_batches={known // 10}",
+            override=f"training.rnnt_warmup_batches={known // 10}",
         )
     yield from _patience(config, prepared)
 
@@ -137,7 +137,7 @@ def _patience(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding]
                 f"Stage {stage.name} has {stage.steps} steps and is validated every {every}: its patience of "
                 f"{patience} never runs out.",
                 "note",
-                fix=f"training.validate_every_steps={max(1, stage.steps // (patience + 2))}",
+                override=f"training.validate_every_steps={max(1, stage.steps // (patience + 2))}",
             )
 
 
@@ -168,13 +168,14 @@ def _selection(config: RunConfig, prepared: Prepared | None) -> Iterator[Finding
             "metric_missing",
             f"{', '.join(sorted(metrics - {'per'}))} chooses the checkpoint, but {without_text} of {len(chosen_by)} "
             "validation trials have no text.",
-            fix="training.selection_metric=per",
+            override="training.selection_metric=per",
         )
     elif prepared.vocabulary is None and config.data.symbols == "phonemes" and metrics - {"per"}:
         yield linted(
             "metric_missing",
             f"{', '.join(sorted(metrics - {'per'}))} chooses the checkpoint; phonemes without a lexicon make no words.",
-            fix="data.lexicon=FILE: or training.selection_metric=per",
+            override="data.lexicon=FILE",
+            fix="or training.selection_metric=per",
         )
     if not chosen_by:
         yield linted(

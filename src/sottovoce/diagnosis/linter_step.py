@@ -75,7 +75,8 @@ def _epsilon(config: RunConfig, prepared: Prepared | None, steps: int | None) ->
             "effective_step",
             f"learning rate {adam.lr:g} with ε = {adam.eps:g}: weights may move by {adam.lr:g} in a step, about their "
             "own size.",
-            fix=f"training.optimizer.lr={LOW_RATE:g}: or ε = 0.1, with which such a rate is usual",
+            override=f"training.optimizer.lr={LOW_RATE:g}",
+            fix="or ε = 0.1, with which such a rate is usual",
         )
 
 
@@ -109,7 +110,8 @@ def _reach(config: RunConfig, steps: int | None) -> Iterator[Finding]:
             f"training.optimizer.lr={adam.lr:g}: over {planned} steps the rates add up to {path:.1e}, and no weight "
             "moves farther; weights are of the order of 0.1.",
             "warning",
-            fix=f"training.optimizer.lr={USUAL_RATE:g}: the order of what works with a small epsilon",
+            override=f"training.optimizer.lr={USUAL_RATE:g}",
+            fix="the order of what works with a small epsilon",
         )
     total = adam.lr * adam.weight_decay * _mean_factor(training.scheduler, steps) * steps
     if total > FORGOTTEN and adam.lr * adam.weight_decay * BRIEF_MEMORY > 1:

@@ -223,9 +223,8 @@ class RunLoop:
         """Record what the watch has found, and say it."""
         for finding in findings:
             if self.recorder is not None:
-                details = finding.as_dict()
-                code, step = details.pop("code"), details.pop("step")
-                self.recorder.event(self.computer.progress.step if step is None else step, code, **details)
+                step = self.computer.progress.step if finding.step is None else finding.step
+                self.recorder.event(step, finding.code, **finding.as_event())
                 self.recorder.say(str(finding))
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Final
 
 import torch
@@ -98,15 +99,22 @@ def _losses(capsule: Capsule, isolated: Isolation) -> list[Finding]:
         utterance = isolated.utterances[trial]
         code, told, support = _of_utterance(capsule, isolated, utterance, loss, nats)
         evidence = f"{trial}: {loss} loss {nats:g}: {told}."
-        findings.setdefault(code, _finding(capsule, code, evidence, support, utterance.signal))
+        findings.setdefault(code, _finding(capsule, code, evidence, support, utterance.signal, [trial]))
         if nats == 0 and code in ("ctc_infeasible", "label_padding", "frame_length_off_by_one"):
             hidden = f"{trial}: the {loss} loss of a target that cannot fit is 0 instead of infinite."
-            findings.setdefault("zero_infinity", _finding(capsule, "zero_infinity", hidden, 0.9))
+            findings.setdefault("zero_infinity", _finding(capsule, "zero_infinity", hidden, 0.9, trials=[trial]))
     causes = [finding for finding in findings.values() if finding.code not in PLAIN_SYMPTOMS]
     return sorted(causes or findings.values(), key=lambda finding: -finding.support)
 
 
-def _finding(capsule: Capsule, code: str, evidence: str, support: float, signal: Signal | None = None) -> Finding:
+def _finding(
+    capsule: Capsule,
+    code: str,
+    evidence: str,
+    support: float,
+    signal: Signal | None = None,
+    trials: Iterable[str] = (),
+) -> Finding:
     """A finding of the replay; where it is only a symptom still, the advice is not to replay."""
     fix: str = ""
     severity: Severity | None = None
@@ -114,7 +122,9 @@ def _finding(capsule: Capsule, code: str, evidence: str, support: float, signal:
         fix = BEYOND_THE_REPLAY
     elif code == "scale_outlier" and signal is not None:
         fix, severity = signal.remedy, SPOILS_A_STEP
-    return found(code, evidence, "explainer", step=capsule.step, support=support, fix=fix, severity=severity)
+    return found(
+        code, evidence, "explainer", step=capsule.step, support=support, fix=fix, severity=severity, trials=trials
+    )
 
 
 def _of_utterance(
@@ -190,7 +200,8 @@ def _signals(capsule: Capsule, isolated: Isolation, seen: str) -> list[Finding]:
     if not odd:
         return []
     trial, signal = max(odd.items(), key=lambda item: item[1].largest)
-    return [_finding(capsule, "scale_outlier", f"{seen}; {trial}: {signal.told}; {where(isolated)}.", 0.9, signal)]
+    evidence = f"{seen}; {trial}: {signal.told}; {where(isolated)}."
+    return [_finding(capsule, "scale_outlier", evidence, 0.9, signal, odd)]
 
 
 def _spike(capsule: Capsule, isolated: Isolation) -> list[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sottovoce.core.findings import SEVERITIES, Finding
 from sottovoce.diagnosis.causes import cause, found
@@ -120,7 +120,9 @@ def _merged(suspicions: Sequence[Suspicion]) -> list[tuple[Finding, set[str]]]:
         evidence = list(dict.fromkeys([best.evidence, *(s.finding.evidence for s in same)]))
         steps = [s.finding.step for s in same if s.finding.step is not None]
         severity = min((s.finding.severity for s in same), key=SEVERITIES.index)
-        finding = replace(best, evidence=" ".join(evidence[:3]), step=min(steps, default=None), severity=severity)
+        trials = tuple(dict.fromkeys(trial for s in same for trial in s.finding.trials))
+        seen: dict[str, Any] = {"evidence": " ".join(evidence[:3]), "step": min(steps, default=None), "trials": trials}
+        finding = replace(best, severity=severity, **seen)
         merged.append((finding, {s.about for s in same}))
     return merged
 

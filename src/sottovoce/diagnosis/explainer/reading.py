@@ -46,6 +46,8 @@ EVENT_FIELDS: Final[dict[str, dict[str, Any]]] = {
 """What a rule may rely on in an event, beside its step."""
 FINDING_FIELDS: Final[dict[str, Any]] = {"severity": str, "evidence": str, "source": str, "support": _NUMBER}
 """The same of the events that are findings: those with a code of the catalogue."""
+OWN_FIELDS: Final[dict[str, Any]] = {"override": str, "advice": str, "trials": list}
+"""What such an event may hold besides."""
 
 
 def read_run(run_dir: Path) -> RunRecord:
@@ -223,9 +225,10 @@ def _odd_event(event: dict[str, Any]) -> str:
     """What keeps a rule from reading the event."""
     code = event["event"]
     wanted = EVENT_FIELDS.get(code, FINDING_FIELDS if code in causes() else {})
-    odd = [key for key, kind in wanted.items() if key in event and not isinstance(event[key], kind)]
-    odd += [key for key in EVENT_FIELDS.get(code, {}) if key not in event]
-    if odd or event.get("severity", "note") not in SEVERITIES:
+    odd = [key for key, kind in wanted.items() if not isinstance(event.get(key), kind)]
+    if wanted is FINDING_FIELDS:
+        odd += [key for key, kind in OWN_FIELDS.items() if key in event and not isinstance(event[key], kind)]
+    if odd or ("severity" in wanted and event["severity"] not in SEVERITIES):
         return f"is no event {code} of this version ({', '.join(odd or ['severity'])})"
     return ""
 

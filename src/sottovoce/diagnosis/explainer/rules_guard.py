@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from sottovoce.core.findings import Finding, Severity
-from sottovoce.diagnosis.causes import causes, found
+from sottovoce.core.findings import Severity
+from sottovoce.diagnosis.causes import causes, found, recorded
 from sottovoce.diagnosis.explainer.bad_steps import BadStep, refused_steps
 from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 from sottovoce.diagnosis.explainer.suspicion import Suspicion
@@ -42,21 +43,10 @@ def recorded_findings(record: RunRecord) -> Iterator[Suspicion]:
         if event["event"] in causes():
             seen.setdefault(event["event"], []).append(event)
     for code, events in seen.items():
-        first = max(events, key=lambda e: float(e.get("support", 1.0)))
+        first = max(events, key=lambda e: float(e["support"]))
         again = f" Recorded {len(events)} times, last at step {events[-1]['step']}." if len(events) > 1 else ""
-        entry = found(code, str(first.get("evidence", "")) + again, first.get("source", "monitor"))
-        finding = Finding(
-            code=code,
-            severity=first.get("severity", entry.severity),
-            evidence=entry.evidence,
-            explanation=str(first.get("explanation", entry.explanation)),
-            fix=str(first.get("fix", entry.fix)),
-            source=entry.source,
-            step=int(events[0]["step"]),
-            support=float(first.get("support", 1.0)),
-            tell_apart=str(first.get("tell_apart", entry.tell_apart)),
-        )
-        yield Suspicion(finding, code)
+        finding = recorded(first)
+        yield Suspicion(replace(finding, evidence=finding.evidence + again, step=int(events[0]["step"])), code)
 
 
 def guard_actions(record: RunRecord) -> Iterator[Suspicion]:
@@ -77,6 +67,7 @@ def guard_actions(record: RunRecord) -> Iterator[Suspicion]:
             support=_GUARD_SUPPORT.get(code, SYMPTOM),
             severity=_severity(code, steps, record.aborted),
             fix=_replay_of(record, steps) if code in PLAIN_SYMPTOMS else "",
+            trials=dict.fromkeys(trial for event in events for _, trial, _ in event["losses"]),
         )
         yield Suspicion(finding, code)
 
@@ -127,12 +118,12 @@ def why_the_loss_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
             f"The loss of {len(infinite)} trials is infinite whenever they are drawn ({named}), from step {first}; the "
             "others' is finite. Their lengths are not at hand."
         )
-        yield _about_loss("ctc_infeasible", evidence, first, 0.7)
-        yield _about_loss("label_padding", evidence, first, 0.6)
-        yield _about_loss("frame_length_off_by_one", evidence, first, 0.4)
+        yield _about_loss("ctc_infeasible", evidence, first, 0.7, infinite)
+        yield _about_loss("label_padding", evidence, first, 0.6, infinite)
+        yield _about_loss("frame_length_off_by_one", evidence, first, 0.4, infinite)
     elif values and not any(step.signals for step in rest):
         evidence = f"The loss of {len(values)} trials is NaN, not infinite ({named}), from step {first}."
-        yield _about_loss("nonfinite_features", evidence, first, 0.7)
+        yield _about_loss("nonfinite_features", evidence, first, 0.7, values)
     if values and not infinite:
         yield from _numbers_overflow(record, rest, f"The loss of {len(values)} trials is NaN ({named}).")
 
@@ -158,7 +149,9 @@ def _from_signals(steps: Sequence[BadStep], about: str) -> Iterator[Suspicion]:
             evidence += f", where the losses of {step.count} of {len(step.batch)} trials were not finite"
         evidence += f".{more}{_unread(steps)}"
         fix = signal.remedy if finite else ""
-        finding = found(code, evidence, "explainer", step=step.step, support=0.95, fix=fix, severity="error")
+        finding = found(
+            code, evidence, "explainer", step=step.step, support=0.95, fix=fix, severity="error", trials=found_in
+        )
         yield Suspicion(finding, about)
 
 
@@ -172,7 +165,7 @@ def _from_targets(targets: dict[str, Target], infinite: Sequence[str], named: st
     bad = {trial: t for trial, t in targets.items() if not t.finite_signal}
     if bad:
         yield _about_loss(
-            "nonfinite_features", f"The signal of {_ids(bad)} is not finite; losses: {named}.", step, 0.95
+            "nonfinite_features", f"The signal of {_ids(bad)} is not finite; losses: {named}.", step, 0.95, bad
         )
         return
     targets = {trial: t for trial, t in targets.items() if trial in infinite}
@@ -185,7 +178,7 @@ def _from_targets(targets: dict[str, Target], infinite: Sequence[str], named: st
             f"{trial}: {target.blank_labels} of its {target.num_labels} labels are the blank, so that it needs "
             f"{target.needed} frames and has {target.frames}; losses: {named}."
         )
-        yield _about_loss("label_padding", evidence, step, 0.95)
+        yield _about_loss("label_padding", evidence, step, 0.95, padded)
         return
     short = {trial: t for trial, t in targets.items() if t.frames < t.needed}
     if short:
@@ -195,11 +188,11 @@ def _from_targets(targets: dict[str, Target], infinite: Sequence[str], named: st
             f"repeats, which need {target.needed}; {len(short)} of the {len(targets)} failing trials are like that; "
             f"losses: {named}."
         )
-        yield _about_loss("ctc_infeasible", evidence, step, 0.95)
+        yield _about_loss("ctc_infeasible", evidence, step, 0.95, short)
         return
     margin = min(t.frames - t.needed for t in targets.values())
     evidence = f"All failing trials have frames enough by the formula (at least {margin} to spare); losses: {named}."
-    yield _about_loss("frame_length_off_by_one", evidence, step, 0.6 if margin < 2 else 0.4)
+    yield _about_loss("frame_length_off_by_one", evidence, step, 0.6 if margin < 2 else 0.4, targets)
 
 
 def _everything_is_bad(record: RunRecord, steps: Sequence[BadStep]) -> Iterator[Suspicion]:
@@ -267,8 +260,9 @@ def why_the_gradient_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
         yield _about_gradient("scan_overflow", evidence, step, 0.6)
 
 
-def _about_loss(code: str, evidence: str, step: int, support: float) -> Suspicion:
-    return Suspicion(found(code, evidence, "explainer", step=step, support=support), "nonfinite_loss")
+def _about_loss(code: str, evidence: str, step: int, support: float, trials: Iterable[str] = ()) -> Suspicion:
+    finding = found(code, evidence, "explainer", step=step, support=support, trials=trials)
+    return Suspicion(finding, "nonfinite_loss")
 
 
 def _about_gradient(code: str, evidence: str, step: int, support: float) -> Suspicion:

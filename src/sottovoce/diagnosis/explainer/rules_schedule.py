@@ -121,7 +121,10 @@ def steps_are_too_large(record: RunRecord) -> Iterator[Suspicion]:
     if any(jump_after(loss, int(e["step"])) for e in record.told("stage_started", "unfrozen", "resumed")):
         return  # that has a cause of its own
     rate = record.config.training.optimizer.lr
-    fix = f"training.optimizer.lr={rate / 2:g}: halve it and go on from the last good checkpoint; warm up longer"
+    half, fix = (
+        f"training.optimizer.lr={rate / 2:g}",
+        "halve it and go on from the last good checkpoint; warm up longer",
+    )
     start = max(loss.values[:2])
     worst = max(loss, key=lambda entry: entry[1])
     spikes = _spikes(norms)
@@ -141,7 +144,9 @@ def steps_are_too_large(record: RunRecord) -> Iterator[Suspicion]:
         evidence += f"; the gradient norm exceeded {SPIKE:g} running medians {len(spikes)} times (steps {at})"
     evidence += f"; learning rate {rate:g}, eps {record.config.training.optimizer.eps:g}."
     step = spikes[0][0] if spikes else worst[0]
-    yield suspect("learning_rate_too_high", evidence, step=step, support=support, fix=fix, about="divergence")
+    yield suspect(
+        "learning_rate_too_high", evidence, step=step, support=support, override=half, fix=fix, about="divergence"
+    )
 
 
 def _spikes(norms: Series) -> list[tuple[int, float]]:
@@ -223,8 +228,8 @@ def clip_leaves_nothing(record: RunRecord) -> Iterator[Suspicion]:
         f"The norm exceeds training.max_grad_norm={limit:g} in {above} of {len(norms)} records; its median is "
         f"{middle(norms.values):.3g}, {ratio:.0f} times the limit."
     )
-    fix = f"training.max_grad_norm={2 * middle(norms.values):.2g}: about twice the usual norm"
-    yield suspect("clipped_to_standstill", evidence, support=0.8, fix=fix, step=norms.steps[0])
+    wider, fix = f"training.max_grad_norm={2 * middle(norms.values):.2g}", "about twice the usual norm"
+    yield suspect("clipped_to_standstill", evidence, support=0.8, override=wider, fix=fix, step=norms.steps[0])
 
 
 def steps_become_slow(record: RunRecord) -> Iterator[Suspicion]:

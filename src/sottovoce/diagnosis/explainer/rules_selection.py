@@ -82,8 +82,8 @@ def gate_follows_the_metric(record: RunRecord) -> Iterator[Suspicion]:
             f"the chosen one (step {record.best_step}) has {target} {percent(chosen)}, the best has "
             f"{percent(min(others))}."
         )
-        fix = "training.selection_metric=wer: choose by what is reported"
-        yield suspect("selection_gate", evidence, step=record.best_step, support=0.7, fix=fix, about="kept")
+        by_wer, fix, step = "training.selection_metric=wer", "choose by what is reported", record.best_step
+        yield suspect("selection_gate", evidence, step=step, support=0.7, override=by_wer, fix=fix, about="kept")
 
 
 def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -38,11 +38,14 @@ def suspect(
     about: str = "",
     step: int | None = None,
     support: float = 1.0,
+    override: str = "",
     fix: str = "",
     severity: Severity | None = None,
 ) -> Suspicion:
     """A suspicion of the explainer; `about` is the code itself where nothing else could explain the observation."""
-    finding = found(code, evidence, "explainer", step=step, support=support, fix=fix, severity=severity)
+    finding = found(
+        code, evidence, "explainer", step=step, support=support, override=override, fix=fix, severity=severity
+    )
     return Suspicion(finding, about or code)
 
 

@@ -143,10 +143,17 @@ class Detector(Protocol):
 
 
 def monitored(
-    code: str, evidence: str, step: int, *, support: float = 1.0, severity: Severity | None = None, fix: str = ""
+    code: str,
+    evidence: str,
+    step: int,
+    *,
+    support: float = 1.0,
+    severity: Severity | None = None,
+    override: str = "",
+    fix: str = "",
 ) -> Finding:
     """A finding of the monitor's."""
-    return found(code, evidence, "monitor", step=step, support=support, severity=severity, fix=fix)
+    return found(code, evidence, "monitor", step=step, support=support, severity=severity, override=override, fix=fix)
 
 
 def remembered(detector: Any) -> dict[str, Any]:

@@ -81,7 +81,9 @@ class Reach:
         path = self.farthest * self.plan.total_steps
         small = self.rate_decides and self.rate > 0 and self.farthest < SMALL_STEP and path < NEARBY
         if seen.updates >= due and small and recent > OFF_FLOOR * floor:
-            yield from self._once("learning_rate_too_low", f"{at}. {self._path(path)}", seen.step, self._faster())
+            faster = f"training.optimizer.lr={self._faster():.1g}"
+            fix = "steps of the usual size; start again."
+            yield from self._once("learning_rate_too_low", f"{at}. {self._path(path)}", seen.step, faster, fix)
         strong = self.decayed > FORGOTTEN and self.shrunk < SHRUNK
         if seen.updates > warmup + 2 * window and strong and recent > AT_FLOOR * floor:
             taken = (
@@ -99,12 +101,11 @@ class Reach:
             f"most: in all {self.plan.total_steps} steps by no more than {path:.1%}."
         )
 
-    def _faster(self) -> str:
+    def _faster(self) -> float:
         """The rate with which steps have the usual size."""
-        usual = min(HIGHEST_RATE, self.rate * USUAL_STEP / self.farthest) if self.farthest else HIGHEST_RATE / 5
-        return f"training.optimizer.lr={usual:.1g}: steps of the usual size; start again."
+        return min(HIGHEST_RATE, self.rate * USUAL_STEP / self.farthest) if self.farthest else HIGHEST_RATE / 5
 
-    def _once(self, code: str, evidence: str, step: int, fix: str = "") -> Iterator[Finding]:
+    def _once(self, code: str, evidence: str, step: int, override: str = "", fix: str = "") -> Iterator[Finding]:
         if code not in self.told:
             self.told.append(code)
-            yield monitored(code, evidence, step, support=0.95, fix=fix)
+            yield monitored(code, evidence, step, support=0.95, override=override, fix=fix)

@@ -30,6 +30,10 @@ RELAPSE: Final = 1.2
 """Times the best median loss of a window."""
 SUSPECT: Final = 0.02
 """‖Δw‖/‖w‖ of a step, with which spikes are the learning rate's (row D3)."""
+SLOWER: Final = (
+    "steps of the usual size; start again, with a longer training.scheduler.warmup_steps if it still jumps. Do not "
+    "leave out the batches on which it showed."
+)
 HUGE_SPIKE: Final = 20.0
 """Times the running median: a spike whatever the learning rate."""
 FEWEST_NORMS: Final = 30
@@ -154,17 +158,14 @@ class Updates:
                 f"{recent:.3g}, {against}.",
                 seen.step,
                 support=0.9,
-                fix=self._slower(rate),
+                override=f"training.optimizer.lr={self._slower(rate):.1g}",
+                fix=SLOWER,
             )
 
-    def _slower(self, rate: float) -> str:
+    def _slower(self, rate: float) -> float:
         """The rate with which steps have the usual size, and at most half of what was asked for."""
         asked = self.plan.config.training.optimizer.lr
-        usual = min(asked / 2, rate * SUSPECT / max(self.ratios))
-        return (
-            f"training.optimizer.lr={usual:.1g}: steps of the usual size; start again, with a longer "
-            "training.scheduler.warmup_steps if it still jumps. Do not leave out the batches on which it showed."
-        )
+        return min(asked / 2, rate * SUSPECT / max(self.ratios))
 
 
 @dataclass

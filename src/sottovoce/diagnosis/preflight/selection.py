@@ -101,7 +101,7 @@ def selection_metrics(subject: Subject) -> Iterator[Finding]:
                 "metric_missing",
                 f"{whose} {bad[0]}, which {got} what validation gives with this data and decoder: {', '.join(values)}.",
                 "preflight",
-                fix=_other_metric(values),
+                override=_other_metric(values),
             )
             return
 
