@@ -13,6 +13,7 @@ import yaml
 
 from sottovoce.core.checkpoints import write_checkpoint
 from sottovoce.core.configuration import plain
+from sottovoce.runs.names import WatchKey
 from sottovoce.training.composition import compose_config
 from sottovoce.training.config import RunConfig
 from sottovoce.training.schedules import learning_rate_factor
@@ -119,7 +120,7 @@ class RunDirectory:
         progress = {"step": self.steps, "updates": updates, "best_by": "val/per greedy"}
         state = {"progress": progress, "use_flow_bridge": False}
         if self.floors:
-            state["watch"] = {"RunMonitor": {"floor": self.floors}}
+            state["watch"] = {WatchKey.MONITOR: {"floor": self.floors}}
         counted = float(min(updates, self.optimizer_steps))
         moments = {f"{name}::step": torch.tensor(counted) for name in PARAMETERS}
         write_checkpoint(folder / "last", self.steps, {"model": {}, "optimizer": moments}, state)

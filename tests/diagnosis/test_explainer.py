@@ -291,7 +291,7 @@ def staged(folder: Path, *more: str) -> RunDirectory:
     parts = ["ctc_decoder", "encoder", "preprocessor"]
     run.events = []
     run.happened(0, "stage_started", stage="warm", num_steps=100, loss_weights={"ctc": 1.0}, components=parts)
-    run.happened(100, "stage_finished", stage="warm", reason="all its steps are done")
+    run.happened(100, "stage_finished", stage="warm", complete=True)
     weights = {"ctc": 0.3, "rnnt": 1.0}
     run.happened(100, "stage_started", stage="joint", num_steps=300, loss_weights=weights, components=parts)
     run.curves["learning_rate/encoder.other"] = run.curves.pop("learning_rate/other")
@@ -320,7 +320,7 @@ def test_stages(tmp_path: Path) -> None:
     keep_from(run.folder, "train/transducer_loss", 151)
     assert explain(run.folder) == []
     run = staged(tmp_path / "once")
-    run.happened(140, "stage_finished", stage="joint", reason="no better for a while")
+    run.happened(140, "stage_finished", stage="joint", complete=False)
     run.is_finished = False
     run.steps = 140
     assert first(run.write()) == "stage_one_epoch"

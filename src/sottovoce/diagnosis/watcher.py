@@ -15,6 +15,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, write_capsule
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.monitor import RunMonitor
+from sottovoce.runs.names import WatchKey
 from sottovoce.training.guard import Verdict
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.step import StepComputer
@@ -23,6 +24,8 @@ from sottovoce.training.watch import NoWatch, StepView, Watch
 
 class CapsuleWriter(NoWatch):
     """Keeps bad steps, at most `training.guard.num_capsules`, of as many different causes as it can."""
+
+    key: str = WatchKey.CAPSULES
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -66,12 +69,15 @@ class CapsuleWriter(NoWatch):
 class RunWatch:
     """Several watches as one, and what the preflight has found as the run's first events."""
 
+    key: str = "run"
+
     def __init__(
         self, prepared: Prepared, preflight_findings: Iterable[Finding] = (), others: Sequence[Watch] = ()
     ) -> None:
         self._preflight = tuple(preflight_findings)
         self.capsules = CapsuleWriter(prepared.config.training.guard.num_capsules)
         self.watches: tuple[Watch, ...] = (self.capsules, RunMonitor(prepared), *others)
+        assert len({watch.key for watch in self.watches}) == len(self.watches), "two watches of one key"
 
     def begin(self, run_dir: Path, computer: StepComputer, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
         """The preflight's findings, then those of every watch."""
@@ -95,11 +101,11 @@ class RunWatch:
         return [finding for watch in self.watches for finding in watch.finished(step)]
 
     def state(self) -> dict[str, Any]:
-        """Of every watch that remembers something, by its name."""
-        return {type(watch).__name__: state for watch in self.watches if (state := watch.state())}
+        """Of every watch that remembers something, by its key."""
+        return {watch.key: state for watch in self.watches if (state := watch.state())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave; a watch that was not there then starts afresh."""
         for watch in self.watches:
-            if (name := type(watch).__name__) in state:
-                watch.restore(state[name])
+            if watch.key in state:
+                watch.restore(state[watch.key])

@@ -1,4 +1,4 @@
-"""The names of a run's metrics and events: of the lines of `metrics.jsonl` and `events.jsonl`.
+"""The names of a run's metrics and events: of the lines of `metrics.jsonl` and `events.jsonl`; and of its watches.
 
 An event may also have the code of a cause from the catalogue; then it is a finding.
 """
@@ -110,3 +110,11 @@ class Event(StrEnum):
     """The guard gave up."""
     RUN_FAILED = "run_failed"
     """An error ended the run."""
+
+
+class WatchKey(StrEnum):
+    """What looks on while a run trains, under the name that its memory has in a checkpoint."""
+
+    MONITOR = "monitor"
+    CAPSULES = "capsules"
+    """The writer of capsules."""

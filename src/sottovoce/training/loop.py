@@ -161,7 +161,7 @@ class RunLoop:
             refresh_modes(self.computer, self.validation, self._train_indices, self.recorder)
         out_of_patience = stage.config.patience is not None and progress.position.waited >= stage.config.patience
         if stage_is_over or out_of_patience:
-            self._end_stage("all its steps are done" if stage_is_over else "no better for a while")
+            self._end_stage(complete=stage_is_over)
         finished = self.curriculum.finished(progress.position)
         if not finished:
             announce_unfrozen(self.computer, stage, self.recorder)
@@ -179,12 +179,14 @@ class RunLoop:
         computer = self.computer
         return StepView(step, verdict, computer.current, computer, self.optimizer, self._stage_name)
 
-    def _end_stage(self, reason: str) -> None:
+    def _end_stage(self, complete: bool) -> None:
         progress = self.computer.progress
         stage = self.curriculum.stage(progress.position)
         if stage.config.weight_of(DENOISING.name):
             self._try_flow_bridge()
-        self._event("stage_finished", stage=stage.name, reason=reason, best=progress.best, best_step=progress.best_step)
+        reason = "all its steps are done" if complete else "no better for a while"
+        best = {"best": progress.best, "best_step": progress.best_step}
+        self._event("stage_finished", stage=stage.name, complete=complete, reason=reason, **best)
         progress.position = progress.position.next_stage(progress.step)
         if not self.curriculum.finished(progress.position):
             announce_stage(self.computer, self.recorder)

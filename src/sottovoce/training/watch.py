@@ -36,6 +36,9 @@ class Watch(Protocol):
     Called in every process; only the main one's findings are recorded.
     """
 
+    key: str
+    """Its name in checkpoints: what it remembers is saved and found again under it."""
+
     def begin(self, run_dir: Path, computer: StepComputer, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
         """Before the first step of this process, once the optimiser exists and `restore` has been called."""
         ...
@@ -67,6 +70,8 @@ class Watch(Protocol):
 
 class NoWatch:
     """Nobody looks on."""
+
+    key: str = "none"
 
     def begin(self, run_dir: Path, computer: StepComputer, optimizer: torch.optim.Optimizer) -> Iterable[Finding]:
         """Nothing to say."""

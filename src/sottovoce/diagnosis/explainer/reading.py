@@ -37,6 +37,7 @@ REFUSED: Final[dict[str, Any]] = {
 """Fields of the events of the guard."""
 EVENT_FIELDS: Final[dict[str, dict[str, Any]]] = {
     "stage_started": {"stage": str, "num_steps": int, "loss_weights": dict, "components": list},
+    "stage_finished": {"stage": str, "complete": bool},
     "unfrozen": {"components": list, "trainable_parameters": int},
     "step_skipped": REFUSED,
     "rolled_back": REFUSED,

@@ -149,8 +149,8 @@ def stage_ended_at_once(record: RunRecord) -> Iterator[Suspicion]:
         return
     patience = {stage.canonical_name: stage.patience or 1 for stage in record.config.training.stages}
     for event in record.told("stage_finished"):
-        begun = [b for b in record.stages if b.name == event.get("stage")]
-        if not begun or "done" in str(event.get("reason")):
+        begun = [b for b in record.stages if b.name == event["stage"]]
+        if not begun or event["complete"]:
             continue
         first, last = begun[-1].first, int(event["step"])
         validations = len(record.metric("val/loss").between(first, last))

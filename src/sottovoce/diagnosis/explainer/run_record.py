@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sottovoce.runs.names import WatchKey
 from sottovoce.training.config import RunConfig
 
 
@@ -134,7 +135,7 @@ class RunRecord:
     def floors(self) -> dict[str, float]:
         """The input-blind floor of each split's trials in nats an utterance, as the monitor left it in a checkpoint."""
         for saved in self.checkpoints.values():
-            found = saved.state.get("watch", {}).get("RunMonitor", {}).get("floor", {})
+            found = saved.state.get("watch", {}).get(WatchKey.MONITOR, {}).get("floor", {})
             if found:
                 return {split: float(floor) for split, floor in found.items() if floor is not None}
         return {}

@@ -27,6 +27,7 @@ from sottovoce.diagnosis.monitor.reach import Reach
 from sottovoce.diagnosis.monitor.sample import Sampler
 from sottovoce.diagnosis.monitor.updates import Norms, Updates
 from sottovoce.diagnosis.monitor.validation import Validations
+from sottovoce.runs.names import WatchKey
 from sottovoce.training.branches import CTC
 from sottovoce.training.guard import Verdict
 from sottovoce.training.preparation import Prepared
@@ -40,6 +41,8 @@ FEWEST_VALIDATION_TRIALS: Final = 10
 
 class RunMonitor:
     """A `training.watch.Watch` that knows the causes of the catalogue which show while a run goes on."""
+
+    key: str = WatchKey.MONITOR
 
     def __init__(self, prepared: Prepared) -> None:
         floor, val = input_blind_floor_of(prepared, prepared.train_indices), prepared.val_indices
