@@ -49,7 +49,7 @@ _DATA_FILE: Final = "data.toml"
 _WORD: Final = re.compile(r"(?<![\w`./=-])([a-z0-9_]+)(?![\w`/=(-]|\.\w)")
 """A word that may be a code: no part of a path, a key or a call."""
 _KEY: Final = re.compile(
-    r"\b((?:data|preprocessor|augmentation|model|training|trainer|evaluation)\.[A-Za-z0-9_.]*\w)(=[\w.-]*\w)?(?![\w(])"
+    r"(?<![\w.])((?:data|preprocessor|augmentation|model|training|trainer|decoding)\.[A-Za-z0-9_.]*\w)(=[\w.-]*\w)?(?![\w(])"
 )
 _NUMBERED: Final = re.compile(r"([A-Z])(\d+)")
 
