@@ -9,6 +9,8 @@ from sottovoce.bench import encoder
 from sottovoce.bench.encoder import CONTESTANTS, OURS, Shape, bench_encoder
 from sottovoce.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 SMALL = Shape(layers=1, width=64, batch=2, frames=9, gru_layers=1, gru_units=4)
 
 

@@ -5,6 +5,8 @@ import torch
 
 from sottovoce.bench.memory import PROC, in_new_process, peak_rise_mib
 
+pytestmark = pytest.mark.slow
+
 
 def _hungry(mib: int) -> float | None:
     return peak_rise_mib(lambda: torch.ones(mib * 2**18).sum())

@@ -10,6 +10,8 @@ from sottovoce.bench.rows import Row
 from sottovoce.bench.train_step import RandomTrials, Shape, bench_train_step
 from sottovoce.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_contestant_takes_a_step_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = Shape(1, 4, 6, batch=2, bins=40)

@@ -9,6 +9,8 @@ from sottovoce.bench import transducer_loss
 from sottovoce.bench.transducer_loss import JOINTS, LOSSES, Inputs, Shape, bench_transducer_loss
 from sottovoce.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 MEASURE = transducer_loss.in_new_process
 SMALL = Shape(2, 6, 3, 5, units=4)
 
@@ -20,7 +22,6 @@ def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transducer_loss, "in_new_process", lambda measure, function, shape: 1.5)
 
 
-@pytest.mark.slow
 def test_every_contestant_takes_every_round(capsys: pytest.CaptureFixture[str]) -> None:
     rows = bench_transducer_loss(rounds=2)
     expected = [name for name in (*LOSSES, *JOINTS) if name != "torchaudio"]

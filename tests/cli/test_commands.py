@@ -17,6 +17,8 @@ from sottovoce.runs.trained_decoder import load
 from tests.models.test_official_t15 import official_state, write
 from tests.training.small_runs import command, overrides
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run_dir(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -181,7 +183,6 @@ def test_a_path_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "sottovoce: 'caf\\udce9' is not UTF-8; rename that file or folder\n"
 
 
-@pytest.mark.slow
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("audio,text\na.wav,yes,€\n", encoding="utf-8")
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -283,7 +284,6 @@ def test_import_of_the_published_checkpoint(tiny_t15: Path, tmp_path: Path, caps
     assert "exists already" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_multirun_makes_one_run_for_each_value(tiny_t15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     quick = [o for o in overrides(tiny_t15, tmp_path / "runs", "x", "training.steps=3") if "run_name" not in o]

@@ -12,6 +12,8 @@ from sottovoce.cli.main import build_parser
 from sottovoce.core.errors import CheckpointError
 from tests.diagnosis.run_directories import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 
 def arguments(*words: str) -> argparse.Namespace:
     return build_parser().parse_args(["report", *words])

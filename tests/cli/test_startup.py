@@ -11,6 +11,8 @@ from sottovoce.bench import BENCHMARKS
 from sottovoce.bench.measure import benchmark
 from sottovoce.cli.main import VERBS, main
 
+pytestmark = pytest.mark.slow
+
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "numpy", "numba", "h5py", "matplotlib", "rich", "yaml"}
 LOADED = "import json, sys; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})), file=sys.stderr)"
 

@@ -11,6 +11,8 @@ from sottovoce.diagnosis.causes import cause, found
 from tests.diagnosis.bad_runs import bad_run, first_capsule, long_labels
 from tests.diagnosis.run_directories import STEPS, RunDirectory
 
+pytestmark = pytest.mark.slow
+
 PROMISED = {"code", "severity", "step", "evidence", "explanation", "fix"}
 
 

@@ -17,6 +17,8 @@ from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 
+pytestmark = pytest.mark.slow
+
 GIB = 1 << 30
 DEMO = ("recipe=demo", "model.gru.units=24")
 CURRICULUM = ("recipe=mode_ssm_small", "model.stem.width=32", "model.ssm={layers: 2, width: 32, head_size: 8}")

@@ -11,6 +11,8 @@ import torch
 from sottovoce.losses import transducer_numba
 from sottovoce.losses.transducer_numba import _exp_32, _exp_64, _largest, _log_add, _logs, _sum_of_exp, _threads
 
+pytestmark = pytest.mark.slow
+
 
 def test_exponentials_err_less_than_the_precision_of_the_result() -> None:
     for exp, dtype, least, error in ((_exp_32, np.float32, -87.0, 3e-7), (_exp_64, np.float64, -700.0, 1e-14)):

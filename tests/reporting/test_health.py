@@ -19,6 +19,8 @@ from sottovoce.reporting.style import STYLE
 from .conftest import add_lines
 from .test_report import Balance
 
+pytestmark = pytest.mark.slow
+
 FOUND = Finding(
     code="stale_optimizer",
     severity="error",

@@ -14,7 +14,7 @@ from sottovoce.training import GradientGuard
 from sottovoce.training.buffers import SMALL
 from sottovoce.training.verdict import GuardConfig
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "when-training-fails.md"
 
 
 class Normed(nn.Module):
@@ -272,8 +272,8 @@ def test_a_scale_that_has_nothing_left_to_give_is_no_excuse() -> None:
     assert guard.overflows == 3  # under 8, 4 and 2
 
 
-def test_the_loop_of_the_readme() -> None:
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "GradientGuard(" in b]
+def test_the_loop_of_the_guide() -> None:
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL) if "GradientGuard(" in b]
     torch.manual_seed(0)
     batches = [torch.randn(8, 4) for _ in range(6)]
     batches[3][0] = math.nan
