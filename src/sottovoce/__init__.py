@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sottovoce.verbs.evaluate import evaluate as evaluate
     from sottovoce.verbs.import_t15 import import_t15 as import_t15
     from sottovoce.verbs.listener import Listener as Listener
+    from sottovoce.verbs.load import SignalDecoder as SignalDecoder
+    from sottovoce.verbs.load import load as load
     from sottovoce.verbs.report import report as report
     from sottovoce.verbs.train import resume as resume
     from sottovoce.verbs.train import train as train
@@ -22,12 +24,14 @@ __version__ = "0.1.0"
 
 PUBLIC: Final = {
     "Listener": "sottovoce.verbs.listener",
+    "SignalDecoder": "sottovoce.verbs.load",
     "check": "sottovoce.verbs.check",
     "check_run": "sottovoce.verbs.check",
     "decode": "sottovoce.verbs.decode",
     "diagnose": "sottovoce.verbs.diagnose",
     "evaluate": "sottovoce.verbs.evaluate",
     "import_t15": "sottovoce.verbs.import_t15",
+    "load": "sottovoce.verbs.load",
     "report": "sottovoce.verbs.report",
     "resume": "sottovoce.verbs.train",
     "simulate_t15": "sottovoce.data.simulate.simulation",

@@ -31,6 +31,14 @@ def resampled_length(num_samples: int, rate_hz: int, to_rate_hz: int) -> int:
     return (2 * num_samples * to_rate_hz + rate_hz) // (2 * rate_hz)
 
 
+def resampled(samples: npt.NDArray[np.float32], rate_hz: int, to_rate_hz: int) -> npt.NDArray[np.float32]:
+    """A waveform [N] at another rate, `resampled_length` long; it may overshoot full scale."""
+    if rate_hz == to_rate_hz or not len(samples):
+        return samples
+    converted: npt.NDArray[np.float32] = soxr.resample(samples, rate_hz, to_rate_hz)
+    return converted
+
+
 @dataclass(frozen=True)
 class Segment:
     """Where in its file a trial's samples are, at the file's own rate."""
@@ -163,8 +171,7 @@ class RecordingTrials:
             samples = read_samples(trial.file, segment)
         except AudioError as error:
             raise DataError(error.message, code=error.code, file=trial.file) from error
-        if segment.rate_hz != self.sample_rate_hz and len(samples):
-            samples = soxr.resample(samples, segment.rate_hz, self.sample_rate_hz)
+        samples = resampled(samples, segment.rate_hz, self.sample_rate_hz)
         if len(samples) != trial.num_steps:
             raise DataError(
                 f"{trial.file}: {len(samples)} samples at {self.sample_rate_hz} Hz, but its header promised "
