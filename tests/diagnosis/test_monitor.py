@@ -25,7 +25,7 @@ from sottovoce.diagnosis.monitor.blank import Blanks
 from sottovoce.diagnosis.monitor.events import Draws, Events
 from sottovoce.diagnosis.monitor.input_blind_floor import input_blind_floor
 from sottovoce.diagnosis.monitor.pace import Pace
-from sottovoce.diagnosis.monitor.plan import Plan, Seen, recall, remembered
+from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, recall, remembered
 from sottovoce.diagnosis.monitor.reach import Reach
 from sottovoce.diagnosis.monitor.sample import Sample
 from sottovoce.diagnosis.monitor.updates import Norms, Updates
@@ -329,7 +329,9 @@ def computer_and_plan(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) 
     return loop.computer, Plan.of(prepared, 100.0)
 
 
-def _seen(computer: StepComputer, step: int, norm: float = 5.0, sample: Sample | None = None, **metrics: float) -> Seen:
+def _observed(
+    computer: StepComputer, step: int, norm: float = 5.0, sample: Sample | None = None, **metrics: float
+) -> ObservedStep:
     rate = metrics.pop("rate", 1.0)
     if "wait" in metrics:
         metrics["train__data_wait_seconds"] = metrics.pop("wait")
@@ -338,23 +340,23 @@ def _seen(computer: StepComputer, step: int, norm: float = 5.0, sample: Sample |
     optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate, "peak_lr": 1.0}], lr=rate)
     record = StepRecord(Activity({"ctc": 1.0}, {"encoder": 1.0}), metrics=named)
     view = StepView(step, verdict, record, computer, optimizer, "train")
-    return Seen(view, record.activity, step - 1, sample)
+    return ObservedStep(view, record.activity, step - 1, sample)
 
 
 def _sample(step: int, ratio: float = 0.005, **facts: Any) -> Sample:
     return Sample(step, {"encoder": ratio}, {"encoder": True}, **facts)
 
 
-def _drive(detector: Any, seen: Iterator[Seen]) -> list[Finding]:
-    return [finding for one in seen for finding in detector.look(one)]
+def _drive(detector: Any, now: Iterator[ObservedStep]) -> list[Finding]:
+    return [finding for one in now for finding in detector.look(one)]
 
 
 def _blank_run(
     computer: StepComputer, loss: Callable[[int], float], blank: Callable[[int], float], **facts: Any
-) -> Iterator[Seen]:
+) -> Iterator[ObservedStep]:
     for step in range(1, 701):
         metrics = {"train__ctc_loss": loss(step), "train__blank_fraction": blank(step)}
-        yield _seen(computer, step, sample=_sample(step, **facts) if step % 10 == 0 else None, **metrics)
+        yield _observed(computer, step, sample=_sample(step, **facts) if step % 10 == 0 else None, **metrics)
 
 
 def test_a_plateau_with_a_falling_loss_is_a_note(computer_and_plan: tuple[StepComputer, Plan]) -> None:
@@ -400,12 +402,12 @@ def test_the_input_is_ignored_at_the_floor_alone(
 
 def _reaching(
     computer: StepComputer, loss: float, ratio: float, size: Callable[[int], float], **group: float
-) -> Iterator[Seen]:
+) -> Iterator[ObservedStep]:
     for step in range(1, 251):
         facts = {"size": {"encoder": size(step)}, "sensitivity": group.get("sensitivity", 0.0)}
-        seen = _seen(computer, step, sample=_sample(step, ratio, **facts), rate=group["lr"], train__ctc_loss=loss)
-        seen.view.optimizer.param_groups[0]["weight_decay"] = group.get("decay", 0.0)
-        yield seen
+        now = _observed(computer, step, sample=_sample(step, ratio, **facts), rate=group["lr"], train__ctc_loss=loss)
+        now.view.optimizer.param_groups[0]["weight_decay"] = group.get("decay", 0.0)
+        yield now
 
 
 def test_a_rate_that_gets_nowhere(computer_and_plan: tuple[StepComputer, Plan]) -> None:
@@ -416,14 +418,14 @@ def test_a_rate_that_gets_nowhere(computer_and_plan: tuple[StepComputer, Plan]) 
     assert "1.96 of the input-blind floor 100" in found.evidence
     assert "in all 300 steps by no more than 0.0%" in found.evidence
     for loss, ratio, sensitivity in ((80.0, 1e-6, 0.0), (196.0, 1.5e-3, 0.0), (196.0, 1e-6, 0.9)):
-        seen = _reaching(computer, loss, ratio, lambda s: 1.0, lr=1e-7, sensitivity=sensitivity)
-        assert _drive(Reach(plan), seen) == []  # it learns, steps are not small, or epsilon holds them back
+        now = _reaching(computer, loss, ratio, lambda s: 1.0, lr=1e-7, sensitivity=sensitivity)
+        assert _drive(Reach(plan), now) == []  # it learns, steps are not small, or epsilon holds them back
 
 
 def test_a_run_killed_early_is_not_accused_of_a_low_rate(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
-    seen = itertools.islice(_reaching(computer, 196.0, 1e-6, lambda s: 1.0, lr=1e-7), 100)
-    assert _drive(Reach(plan), seen) == []
+    now = itertools.islice(_reaching(computer, 196.0, 1e-6, lambda s: 1.0, lr=1e-7), 100)
+    assert _drive(Reach(plan), now) == []
 
 
 def test_decay_is_told_from_a_high_rate_by_the_size_of_the_weights(
@@ -447,28 +449,28 @@ def test_a_flat_loss_below_the_floor_with_a_large_epsilon_points_to_it(
     computer_and_plan: tuple[StepComputer, Plan],
 ) -> None:
     computer, plan = computer_and_plan
-    seen = _blank_run(computer, lambda s: 60.0 + (s % 3), lambda s: 1.0, ratio=1e-5, sensitivity=0.95)
-    found = sorted(_drive(Blanks(plan), seen), key=lambda f: -f.support)
+    now = _blank_run(computer, lambda s: 60.0 + (s % 3), lambda s: 1.0, ratio=1e-5, sensitivity=0.95)
+    found = sorted(_drive(Blanks(plan), now), key=lambda f: -f.support)
     assert [f.code for f in found] == ["adam_eps_regime", "blank_collapse"]
 
 
 def test_a_relapse_is_a_collapse(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
-    seen = _blank_run(computer, lambda s: 80 - s / 4 if s < 180 else 75.0, lambda s: 0.6 if 60 < s < 180 else 0.99)
-    found = [f for f in _drive(Blanks(plan), seen) if f.severity != "note"]
+    now = _blank_run(computer, lambda s: 80 - s / 4 if s < 180 else 75.0, lambda s: 0.6 if 60 < s < 180 else 0.99)
+    found = [f for f in _drive(Blanks(plan), now) if f.severity != "note"]
     assert [f.code for f in found] == ["blank_collapse"]
     assert "relapse" in found[0].evidence
 
 
 def test_spikes_and_large_updates(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
-    calm = (_seen(computer, s, norm=5.0 + s % 3) for s in range(1, 200))
+    calm = (_observed(computer, s, norm=5.0 + s % 3) for s in range(1, 200))
     assert _drive(Norms(plan), calm) == []
-    spiky = (_seen(computer, s, norm=500.0 if s in (100, 120, 140) else 5.0) for s in range(1, 200))
+    spiky = (_observed(computer, s, norm=500.0 if s in (100, 120, 140) else 5.0) for s in range(1, 200))
     assert "gradient_spike" in [f.code for f in _drive(Norms(plan), spiky)]
 
-    def far(loss: float) -> Iterator[Seen]:
-        return (_seen(computer, s, sample=_sample(s, ratio=0.1), train__ctc_loss=loss) for s in range(1, 150))
+    def far(loss: float) -> Iterator[ObservedStep]:
+        return (_observed(computer, s, sample=_sample(s, ratio=0.1), train__ctc_loss=loss) for s in range(1, 150))
 
     assert [f.code for f in _drive(Updates(plan), far(110.0))] == ["learning_rate_too_high"]
     assert _drive(Updates(plan), far(40.0)) == []  # large steps that work are no fault
@@ -477,41 +479,42 @@ def test_spikes_and_large_updates(computer_and_plan: tuple[StepComputer, Plan]) 
 def test_one_giant_gradient_stays_in_the_second_moment(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
 
-    def seen(first: float) -> Iterator[Seen]:
+    def now(first: float) -> Iterator[ObservedStep]:
         for step in range(1, 200):
-            one = _seen(computer, step, norm=first if step == 5 else 1.0)
+            one = _observed(computer, step, norm=first if step == 5 else 1.0)
             yield replace(one, view=replace(one.view, verdict=replace(one.view.verdict, action="step")))
 
-    assert "second_moment_memory" in [f.code for f in _drive(Norms(plan), seen(3000.0))]
-    assert _drive(Norms(plan), seen(10.0)) == []
+    assert "second_moment_memory" in [f.code for f in _drive(Norms(plan), now(3000.0))]
+    assert _drive(Norms(plan), now(10.0)) == []
 
 
 def test_a_tight_clip_matters_only_where_steps_have_a_scale(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
-    clipped = [_seen(computer, s, norm=500.0, sample=_sample(s, sensitivity=0.0)) for s in range(1, 100)]
+    clipped = [_observed(computer, s, norm=500.0, sample=_sample(s, sensitivity=0.0)) for s in range(1, 100)]
     assert _drive(Updates(plan), iter(clipped)) == []
-    stuck = [_seen(computer, s, norm=500.0, sample=_sample(s, 1e-6, sensitivity=1.0)) for s in range(1, 100)]
+    stuck = [_observed(computer, s, norm=500.0, sample=_sample(s, 1e-6, sensitivity=1.0)) for s in range(1, 100)]
     assert [f.code for f in _drive(Updates(plan), iter(stuck))] == ["clipped_to_standstill"]
 
 
 def test_a_dominating_parameter(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
     facts = {"largest": ("head.weight", 0.999), "group_norms": {"encoder": 1.0, "ctc_decoder": 30.0}}
-    seen = (_seen(computer, s, sample=_sample(s, **facts)) for s in range(1, 20))
-    assert [f.code for f in _drive(Updates(plan), seen)] == ["dominating_parameter"]
+    now = (_observed(computer, s, sample=_sample(s, **facts)) for s in range(1, 20))
+    assert [f.code for f in _drive(Updates(plan), now)] == ["dominating_parameter"]
 
 
 def test_waiting_for_data_and_slowing_down(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
-    waits = (_seen(computer, s, train__data_wait_seconds=0.3, train__step_seconds=0.05) for s in range(1, 60))
+    waits = (_observed(computer, s, train__data_wait_seconds=0.3, train__step_seconds=0.05) for s in range(1, 60))
     assert [f.code for f in _drive(Pace(plan), waits)] == ["data_starvation"]
     slows = (
-        _seen(computer, s, train__data_wait_seconds=0.0, train__step_seconds=0.05 if s < 40 else 0.5)
+        _observed(computer, s, train__data_wait_seconds=0.0, train__step_seconds=0.05 if s < 40 else 0.5)
         for s in range(1, 90)
     )
     assert [f.code for f in _drive(Pace(plan), slows)] == ["throughput_drop"]
     noisy = (
-        _seen(computer, s, train__data_wait_seconds=0.01, train__step_seconds=0.05 * (1 + s % 3)) for s in range(1, 90)
+        _observed(computer, s, train__data_wait_seconds=0.01, train__step_seconds=0.05 * (1 + s % 3))
+        for s in range(1, 90)
     )
     assert _drive(Pace(plan), noisy) == []
 
@@ -523,7 +526,7 @@ def _validations(
     computer.progress.best_by, computer.progress.best = "", None
     for number, (per, loss, val_loss) in enumerate(zip(rates, losses, val, strict=True), start=1):
         step = 10 * number
-        found += _drive(detector, iter([_seen(computer, step, train__ctc_loss=loss, rate=rate)]))
+        found += _drive(detector, iter([_observed(computer, step, train__ctc_loss=loss, rate=rate)]))
         found += list(detector.validated(step, {"val/per": per, "val/loss": val_loss}))
         if computer.progress.best is None or per < computer.progress.best[0]:
             computer.progress.best, computer.progress.best_step = [per, 0.0], step
@@ -588,18 +591,18 @@ def test_speakers_and_sessions_drawn(computer_and_plan: tuple[StepComputer, Plan
 
 def test_a_validation_that_does_not_come(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
-    found = _drive(Events(plan), (_seen(computer, s) for s in range(1, 20)))
+    found = _drive(Events(plan), (_observed(computer, s) for s in range(1, 20)))
     assert [f.code for f in found] == ["per_epoch_counter"]
 
 
 def test_what_a_detector_remembers_survives_json(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
-    seen = list(_blank_run(computer, lambda s: 99.0 + (s % 3), lambda s: 1.0))
-    whole = _drive(Blanks(plan), iter(seen))
+    now = list(_blank_run(computer, lambda s: 99.0 + (s % 3), lambda s: 1.0))
+    whole = _drive(Blanks(plan), iter(now))
     first, second = Blanks(plan), Blanks(plan)
-    found = _drive(first, iter(seen[:120]))
+    found = _drive(first, iter(now[:120]))
     recall(second, json.loads(json.dumps(remembered(first))))
-    assert found + _drive(second, iter(seen[120:])) == whole
+    assert found + _drive(second, iter(now[120:])) == whole
 
 
 # ── the floor ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ from sottovoce.cli.main import main
 from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
 from sottovoce.diagnosis.preflight import preflight
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import Prepared, prepare
@@ -87,10 +87,10 @@ def test_everything_is_left_as_it_was(tiny_t15: Path) -> None:
 
 def test_a_failing_check_leaves_everything_as_it_was(demo: Prepare) -> None:
     prepared = demo()
-    subject, before = Subject.of(prepared), snapshot(prepared)
-    with pytest.raises(ZeroDivisionError), subject.untouched():
-        subject.enter()
-        subject.computer.add(subject.part()).loss.backward()
+    untrained, before = UntrainedRun.of(prepared), snapshot(prepared)
+    with pytest.raises(ZeroDivisionError), untrained.untouched():
+        untrained.enter()
+        untrained.computer.add(untrained.part()).loss.backward()
         with torch.no_grad():
             prepared.model.head.weight.zero_()
         raise ZeroDivisionError

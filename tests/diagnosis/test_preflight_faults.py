@@ -21,7 +21,7 @@ from sottovoce.diagnosis.preflight import losses as preflight_losses
 from sottovoce.diagnosis.preflight import optimizer as preflight_optimizer
 from sottovoce.diagnosis.preflight import targets as preflight_targets
 from sottovoce.diagnosis.preflight.preflight import check_steps, check_weights, preflight
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel
 from sottovoce.models.transducer import TransducerHead
@@ -60,11 +60,11 @@ def codes(findings: Sequence[Finding]) -> list[str]:
     return [finding.code for finding in findings if finding.severity != "note"]
 
 
-def only(check: Callable[[Subject], Any], prepared: Prepared) -> Finding:
+def only(check: Callable[[UntrainedRun], Any], prepared: Prepared) -> Finding:
     """The one finding of one check."""
-    subject = Subject.of(prepared)
-    with subject.untouched():
-        (finding,) = check(subject)
+    untrained = UntrainedRun.of(prepared)
+    with untrained.untouched():
+        (finding,) = check(untrained)
     assert isinstance(finding, Finding)
     return finding
 

@@ -13,7 +13,7 @@ from sottovoce.data.collation import collate
 from sottovoce.diagnosis.preflight import memory, memory_limits, preflight
 from sottovoce.diagnosis.preflight.memory import TEMPORARIES, MemoryEstimate, estimate_memory
 from sottovoce.diagnosis.preflight.rehearsal import rehearse, saved_bytes
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 
@@ -35,14 +35,14 @@ def test_the_estimate_is_what_a_batch_of_the_longest_trial_keeps(
     recipe: tuple[str, ...], size: int, tiny_t15: Path
 ) -> None:
     prepared = prepare(compose_config(configured(tiny_t15, *recipe, f"training.batch_size={size}")))
-    subject, trials = Subject.of(prepared), prepared.trial_set.trials
+    untrained, trials = UntrainedRun.of(prepared), prepared.trial_set.trials
     longest = max(prepared.train_indices, key=lambda i: trials[i].num_steps)
-    with subject.untouched():
-        rehearsals = [rehearse(subject, moment) for moment in subject.moments]
-        moment = max(rehearsals, key=lambda rehearsal: rehearsal.saved_bytes).moment
-        estimate = estimate_memory(subject, rehearsals)
+    with untrained.untouched():
+        rehearsals = [rehearse(untrained, step_kind) for step_kind in untrained.step_kinds]
+        step_kind = max(rehearsals, key=lambda rehearsal: rehearsal.saved_bytes).step_kind
+        estimate = estimate_memory(untrained, rehearsals)
         batch = collate(prepared.trial_set, [longest] * size)
-        kept = saved_bytes(subject, moment, batch)
+        kept = saved_bytes(untrained, step_kind, batch)
     signals = 2 * batch.signal.numel() * batch.signal.element_size()
     labels = max(len(trials[i].labels or ()) for i in prepared.train_indices)
     assert len(trials[longest].labels or ()) > 0.7 * labels  # else the batch would not be the largest there is

@@ -15,8 +15,8 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.trial import Batch
 from sottovoce.data.loading import open_data
 from sottovoce.diagnosis.preflight.preflight import preflight
-from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.teachers import check_teachers
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.runs.trained_on import FILE_NAME, TrainedOn, fingerprint, write_trained_on
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import Prepared, prepare
@@ -49,7 +49,7 @@ def student(tiny_t15: Path, teacher: Path) -> Callable[..., Prepared]:
 
 
 def findings(prepared: Prepared) -> list[Finding]:
-    return list(check_teachers(Subject.of(prepared)))
+    return list(check_teachers(UntrainedRun.of(prepared)))
 
 
 def says(patch: pytest.MonkeyPatch, *whose: int, late: int = 0) -> None:

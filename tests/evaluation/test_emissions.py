@@ -16,14 +16,14 @@ from sottovoce.decoding.transducer_decoder import TransducerConfig
 from sottovoce.evaluation.emissions import decoded
 from sottovoce.models.compose import DecoderModel
 from sottovoce.runs.trained_decoder import TrainedDecoder
-from tests.diagnosis.subjects import ssm_subject
+from tests.diagnosis.untrained_runs import untrained_ssm
 
 
 @pytest.fixture(scope="module")
 def run_and_trials(tiny_t15: Path) -> tuple[TrainedDecoder, object, list[int]]:
     """A model with a transducer, its weights as drawn, and its validation trials."""
     torch.manual_seed(0)
-    prepared = ssm_subject(tiny_t15).prepared
+    prepared = untrained_ssm(tiny_t15).prepared
     config, model = prepared.config, prepared.model
     run = TrainedDecoder(
         run_dir=Path("runs/one"),

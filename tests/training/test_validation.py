@@ -11,7 +11,7 @@ from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import start
-from tests.diagnosis.subjects import gru_subject, ssm_subject
+from tests.diagnosis.untrained_runs import untrained_gru, untrained_ssm
 from tests.training.small_runs import overrides
 
 
@@ -34,7 +34,7 @@ def test_each_trials_labels_have_those_of_another_as_partner(tiny_t15: Path, tmp
 
 
 def test_a_model_that_says_its_labels_gains_by_them_and_one_that_says_anothers_loses(tiny_t15: Path) -> None:
-    subject = gru_subject(tiny_t15)
+    subject = untrained_gru(tiny_t15)
     places = rehearsal_trials(subject)
     labels = labels_of(subject, places)
     right = rehearsed(subject, labels)["val/pairing_gain"]
@@ -54,6 +54,6 @@ def test_words_that_are_all_the_same_have_no_other(tiny_t15: Path, tmp_path: Pat
 
 
 def test_a_decoder_waits_for_the_component_it_needs(tiny_t15: Path) -> None:
-    validation = ssm_subject(tiny_t15, "decoding.transducer.beam_size=4").loop.validation
+    validation = untrained_ssm(tiny_t15, "decoding.transducer.beam_size=4").loop.validation
     assert validation.decoder_now(["encoder", "ctc_decoder"]).name == "greedy"
     assert validation.decoder_now(["encoder", "ctc_decoder", "rnnt_decoder"]).name == "transducer"

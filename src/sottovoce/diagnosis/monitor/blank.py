@@ -14,7 +14,7 @@ from typing import Final
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
-from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.diagnosis.monitor.updates import EPS_REGIME, RELAPSE
 from sottovoce.diagnosis.thresholds import ABOVE_FLOOR, AT_FLOOR, BLANK, LEFT, OFF_FLOOR
 
@@ -27,7 +27,7 @@ class Blanks:
     """Rows D1, D5 and D6, from the share of blanks, the CTC loss, its slope and its floor."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     """CTC loss in nats an utterance, of the last steps that count."""
     blanks: Hysteresis = field(init=False)
@@ -48,42 +48,42 @@ class Blanks:
     def __post_init__(self) -> None:
         self.blanks, self.back = Hysteresis(self.plan.patience), Hysteresis(self.plan.window)
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
-        if seen.sample is not None and seen.sample.update_ratio:
-            self.sensitivity = seen.sample.sensitivity
-            self.movement = max(seen.sample.update_ratio.values())
-        metrics = seen.view.record.metrics
-        if seen.skipped or not {"train/blank_fraction", "train/ctc_loss"} <= metrics.keys() or self.plan.floor is None:
+        if now.sample is not None and now.sample.update_ratio:
+            self.sensitivity = now.sample.sensitivity
+            self.movement = max(now.sample.update_ratio.values())
+        metrics = now.view.record.metrics
+        if now.skipped or not {"train/blank_fraction", "train/ctc_loss"} <= metrics.keys() or self.plan.floor is None:
             return
         blank = metrics["train/blank_fraction"]
         self.losses = [*self.losses[1 - self.plan.patience :], metrics["train/ctc_loss"]]
-        self._note_blanks(seen, blank)
-        yield from self._ignores_input(seen)
-        if len(self.losses) < self.plan.patience or seen.updates < self._grace:
+        self._note_blanks(now, blank)
+        yield from self._ignores_input(now)
+        if len(self.losses) < self.plan.patience or now.updates < self._grace:
             return
         recent = statistics.median(self.losses[-self.plan.window :])
         self.best = recent if self.best is None else min(recent, self.best)
         stuck = recent >= AT_FLOOR * self.plan.floor
-        yield from self._eps(seen, recent, stuck)
+        yield from self._eps(now, recent, stuck)
         relapse = self.back.raised and self.left_at is not None and recent > RELAPSE * self.best
         if self.blanks.raised or relapse:
-            yield from self._verdict(seen, recent, stuck, relapse)
+            yield from self._verdict(now, recent, stuck, relapse)
 
     @property
     def _grace(self) -> int:
         """Updates before which a slow start means nothing."""
         return self.plan.config.training.scheduler.warmup_steps + self.plan.patience
 
-    def _note_blanks(self, seen: Seen, blank: float) -> None:
+    def _note_blanks(self, now: ObservedStep, blank: float) -> None:
         for condition in (self.blanks, self.back):
             condition.update(blank >= (LEFT if condition.raised else BLANK))
         if blank < BLANK:
             self.began = None
         elif self.began is None:
-            self.began = seen.step
-        if blank <= LEFT and self.left_at is None and seen.updates > self.plan.window and self.fallen < -FLAT:
-            self.left_at = seen.step
+            self.began = now.step
+        if blank <= LEFT and self.left_at is None and now.updates > self.plan.window and self.fallen < -FLAT:
+            self.left_at = now.step
 
     @property
     def fallen(self) -> float:
@@ -94,68 +94,68 @@ class Blanks:
         before, after = statistics.median(self.losses[:half]), statistics.median(self.losses[half:])
         return (after - before) / before if before else 0.0
 
-    def _ignores_input(self, seen: Seen) -> Iterator[Finding]:
+    def _ignores_input(self, now: ObservedStep) -> Iterator[Finding]:
         """The loss stays at its floor, whatever is emitted: row D6 a, also where the commonest symbols are repeated."""
         if len(self.losses) < self.plan.window or self.plan.floor is None:
             return
         recent = statistics.median(self.losses[-self.plan.window :])
         level = recent / self.plan.floor
-        warming_up = seen.updates <= self.plan.config.training.scheduler.warmup_steps
+        warming_up = now.updates <= self.plan.config.training.scheduler.warmup_steps
         if warming_up or not OFF_FLOOR <= level <= ABOVE_FLOOR:
             self.at_floor_since = None
         elif level >= AT_FLOOR and self.at_floor_since is None:
-            self.at_floor_since = seen.step
+            self.at_floor_since = now.step
         if self.at_floor_since is None or level < AT_FLOOR or self.fallen < -FLAT:
             return
-        lasting = seen.step - self.at_floor_since >= self.plan.collapse_steps
-        if lasting and not self.blanks.raised and "input_ignored" not in self.told:
-            self.told.append("input_ignored")
+        lasting = now.step - self.at_floor_since >= self.plan.collapse_steps
+        if lasting and not self.blanks.raised and "input_ignored" not in self.reported:
+            self.reported.append("input_ignored")
             yield monitored(
                 "input_ignored",
                 f"The CTC loss is {recent:.3g}, {recent / self.plan.floor:.2f} of the input-blind floor "
                 f"{self.plan.floor:.3g}, and has been at it since step {self.at_floor_since}: constant answers do as "
                 "well.",
-                seen.step,
+                now.step,
                 support=0.9,
             )
 
-    def _eps(self, seen: Seen, recent: float, stuck: bool) -> Iterator[Finding]:
+    def _eps(self, now: ObservedStep, recent: float, stuck: bool) -> Iterator[Finding]:
         """ε far above the gradients, and a run that does not get anywhere."""
         slow = self.blanks.raised or stuck or recent > 0.9 * statistics.median(self.losses[: self.plan.window])
-        if self.sensitivity < EPS_REGIME or not slow or "adam_eps_regime" in self.told:
+        if self.sensitivity < EPS_REGIME or not slow or "adam_eps_regime" in self.reported:
             return
-        self.told.append("adam_eps_regime")
+        self.reported.append("adam_eps_regime")
         optimizer = self.plan.config.training.optimizer
         yield monitored(
             "adam_eps_regime",
-            f"S_ε = {self.sensitivity:.2f} at step {seen.step}: nearly all gradients are far below ε = "
+            f"S_ε = {self.sensitivity:.2f} at step {now.step}: nearly all gradients are far below ε = "
             f"{optimizer.eps:g}, so this is momentum SGD with rate lr/ε = {optimizer.lr / optimizer.eps:.3g}. The "
             f"weights move by {self.movement:.1e} of their size a step, the loss is {recent:.3g}.",
-            seen.step,
+            now.step,
             support=0.9,
         )
 
-    def _verdict(self, seen: Seen, recent: float, stuck: bool, relapse: bool) -> Iterator[Finding]:
-        floor, duration = self.plan.floor, seen.step - (self.began or seen.step)
+    def _verdict(self, now: ObservedStep, recent: float, stuck: bool, relapse: bool) -> Iterator[Finding]:
+        floor, duration = self.plan.floor, now.step - (self.began or now.step)
         assert floor is not None
         slope = self.fallen
         what = (
-            f"At least {BLANK:.0%} of frames are blank for {duration} steps to {seen.step}; loss {recent:.3g}, "
+            f"At least {BLANK:.0%} of frames are blank for {duration} steps to {now.step}; loss {recent:.3g}, "
             f"{recent / floor:.2f} of the input-blind floor {floor:.3g}, changed by {slope:+.1%} over the last "
             f"{len(self.losses)} steps"
         )
         lasting = duration >= self.plan.collapse_steps
         if relapse:
-            yield from self._collapse(seen, f"{what}. It had left the blanks at step {self.left_at}: a relapse.", 0.85)
+            yield from self._collapse(now, f"{what}. It had left the blanks at step {self.left_at}: a relapse.", 0.85)
         elif lasting and stuck and slope > -FLAT:
             why = " Nothing of the input is used."
-            yield from self._collapse(seen, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.9)
+            yield from self._collapse(now, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.9)
         elif duration >= self.plan.slow_exit_steps and slope > -FLAT:
             why = f" The exit is slow: the weights move by {self.movement:.1e} of their size a step."
-            yield from self._collapse(seen, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.8)
-        elif slope <= -FLAT and "blank_plateau" not in self.told:
-            self.told.append("blank_plateau")
-            yield monitored("blank_plateau", f"{what}. {self._exit(recent, slope)}", seen.step)
+            yield from self._collapse(now, f"{what}.{why}", 0.6 if self.sensitivity > EPS_REGIME else 0.8)
+        elif slope <= -FLAT and "blank_plateau" not in self.reported:
+            self.reported.append("blank_plateau")
+            yield monitored("blank_plateau", f"{what}. {self._exit(recent, slope)}", now.step)
 
     def _exit(self, recent: float, slope: float) -> str:
         """When blanks may be left: somewhere between a third and a twentieth of the floor, in what was measured."""
@@ -165,8 +165,8 @@ class Blanks:
         last = max(first, (recent - 0.05 * self.plan.floor) / pace)
         return f"At this pace they are left in {first:.0f} to {last:.0f} steps."
 
-    def _collapse(self, seen: Seen, evidence: str, support: float) -> Iterator[Finding]:
-        if "blank_collapse" in self.told:
+    def _collapse(self, now: ObservedStep, evidence: str, support: float) -> Iterator[Finding]:
+        if "blank_collapse" in self.reported:
             return
-        self.told.append("blank_collapse")
-        yield monitored("blank_collapse", evidence, seen.step, support=support)
+        self.reported.append("blank_collapse")
+        yield monitored("blank_collapse", evidence, now.step, support=support)

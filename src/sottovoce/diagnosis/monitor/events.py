@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.training.branches import TRANSDUCER
 
 BATCHES: Final = 200
@@ -28,7 +28,7 @@ class Events:
     """Rows E3 and I4: stages, the transducer's release, validations, checkpoints."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     stage: str = ""
     first_step: int = 0
     """Of the stage."""
@@ -39,31 +39,31 @@ class Events:
     transducer_steps: int = 0
     """Updates in stages that give the transducer a weight."""
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
-        if seen.view.stage != self.stage:
+        if now.view.stage != self.stage:
             if self.stage:
-                yield from self._stage_ended(seen.step - 1)
-            self.stage, self.first_step, self.num_validated = seen.view.stage, seen.step - 1, 0
+                yield from self._stage_ended(now.step - 1)
+            self.stage, self.first_step, self.num_validated = now.view.stage, now.step - 1, 0
         stage = self.plan.stage(self.stage).config
         warmup = self.plan.curriculum.rnnt_warmup_steps
         if stage.weight_of(TRANSDUCER.name):
-            if self.transducer_steps > warmup and TRANSDUCER.name not in seen.activity.weights:
+            if self.transducer_steps > warmup and TRANSDUCER.name not in now.activity.weights:
                 yield from self._once(
                     f"The transducer should have joined after {warmup} updates of its stages; after "
-                    f"{self.transducer_steps} of them it is still switched off at step {seen.step}.",
-                    seen.step,
+                    f"{self.transducer_steps} of them it is still switched off at step {now.step}.",
+                    now.step,
                 )
-            self.transducer_steps += not seen.skipped
+            self.transducer_steps += not now.skipped
         every = self.plan.config.training.validate_every_steps
-        validates = self.plan.num_val_labels and seen.view.computer.processes.rank == 0
-        if validates and seen.step - max(self.last_validation, self.first_step) > every:
+        validates = self.plan.num_val_labels and now.view.computer.processes.rank == 0
+        if validates and now.step - max(self.last_validation, self.first_step) > every:
             yield from self._once(
-                f"Validation was planned every {every} steps; the last one up to step {seen.step} was at "
+                f"Validation was planned every {every} steps; the last one up to step {now.step} was at "
                 f"{self.last_validation}.",
-                seen.step,
+                now.step,
             )
-        self.last_step = seen.step
+        self.last_step = now.step
 
     def validated(self, step: int, held_back: bool) -> None:
         """A validation took place; patience does not count those before the transducer joins."""
@@ -86,8 +86,8 @@ class Events:
         done, patience = step - self.first_step, stage.config.patience
         if done >= stage.steps or (patience is not None and self.num_validated > patience):
             return
-        if "stage_one_epoch" not in self.told:
-            self.told.append("stage_one_epoch")
+        if "stage_one_epoch" not in self.reported:
+            self.reported.append("stage_one_epoch")
             why = "it has no patience to run out of" if patience is None else f"its patience is {patience}"
             yield monitored(
                 "stage_one_epoch",
@@ -97,8 +97,8 @@ class Events:
             )
 
     def _once(self, evidence: str, step: int) -> Iterator[Finding]:
-        if "per_epoch_counter" not in self.told:
-            self.told.append("per_epoch_counter")
+        if "per_epoch_counter" not in self.reported:
+            self.reported.append("per_epoch_counter")
             yield monitored("per_epoch_counter", evidence, step)
 
 
@@ -107,7 +107,7 @@ class Draws:
     """Rows H4 and H10: the sessions and speakers that training has really drawn."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     draws: dict[str, int] = field(default_factory=dict)
     """By session."""
     speakers: list[str] = field(default_factory=list)
@@ -116,11 +116,11 @@ class Draws:
     """Trials whose signal was not as long as the index says."""
     judged: bool = False
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
         if self.judged:
             return
-        for part in seen.view.record.parts:
+        for part in now.view.record.parts:
             lengths = part.batch.lengths_B.tolist()
             for trial_id, length in zip(part.batch.trial_ids, lengths, strict=True):
                 trial = self.plan.trials.get(trial_id)
@@ -133,7 +133,7 @@ class Draws:
                     self.other_length.append(trial_id)
         self.steps += 1
         if self.steps == BATCHES:
-            yield from self.judge(seen.step)
+            yield from self.judge(now.step)
 
     def judge(self, step: int) -> Iterator[Finding]:
         """After enough batches, or at the end."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.models.compose import DecoderModel
 from sottovoce.training.branches import BRANCHES
 from sottovoce.training.optimizer import SESSION_MODULE
@@ -20,7 +20,7 @@ class Frozen:
     """Row B3: what is frozen is not run, does not move, and keeps its statistics."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     learning: list[str] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     """Norm of each frozen tensor."""
@@ -42,45 +42,45 @@ class Frozen:
 
         return hook
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
         runs, self.runs = self.runs, {}
-        learning = sorted(seen.activity.rates)
-        if learning != self.learning or seen.view.verdict.action == "roll_back":
+        learning = sorted(now.activity.rates)
+        if learning != self.learning or now.view.verdict.action == "roll_back":
             self.learning, self.sums = learning, {}
-        if "frozen_branch_leaks" in self.told:
+        if "frozen_branch_leaks" in self.reported:
             return
-        evidence = self._runs(seen, runs)
-        if not evidence and seen.sample is not None:
-            evidence = self._moves(seen)
+        evidence = self._runs(now, runs)
+        if not evidence and now.sample is not None:
+            evidence = self._moves(now)
         if evidence:
-            self.told.append("frozen_branch_leaks")
-            yield monitored("frozen_branch_leaks", evidence, seen.step)
+            self.reported.append("frozen_branch_leaks")
+            yield monitored("frozen_branch_leaks", evidence, now.step)
 
-    def _runs(self, seen: Seen, runs: dict[str, int]) -> str:
-        rates, weights = seen.activity.rates, seen.activity.weights
-        computed = {name for name, _ in seen.view.record.losses}
+    def _runs(self, now: ObservedStep, runs: dict[str, int]) -> str:
+        rates, weights = now.activity.rates, now.activity.weights
+        computed = {name for name, _ in now.view.record.losses}
         for loss, component in ((name, branch.component) for name, branch in BRANCHES.items()):
             if component in rates:
                 continue
             if loss in weights or loss in computed:
-                return f"{component} is frozen at step {seen.step}, but its loss {loss} is computed and counts."
+                return f"{component} is frozen at step {now.step}, but its loss {loss} is computed and counts."
             if runs.get(loss):
-                return f"{component} is switched off at step {seen.step}, but was run {runs[loss]} times in training."
+                return f"{component} is switched off at step {now.step}, but was run {runs[loss]} times in training."
         return ""
 
-    def _moves(self, seen: Seen) -> str:
-        model = seen.view.computer.model
+    def _moves(self, now: ObservedStep) -> str:
+        model = now.view.computer.model
         entries = [*model.named_parameters(), *model.named_buffers()]
-        frozen = {name: t for name, t in entries if _is_frozen(name, seen) and t.is_floating_point()}
+        frozen = {name: t for name, t in entries if _is_frozen(name, now) and t.is_floating_point()}
         if not frozen:
             return ""
         tensors = [t.detach() for t in frozen.values()]
         norms = dict(zip(frozen, torch.stack(torch._foreach_norm(tensors)).tolist(), strict=True))
         moved = [name for name, norm in norms.items() if self.sums.get(name, norm) != norm]
         self.sums = norms
-        return f"{moved[0]} belongs to a frozen component and has changed up to step {seen.step}." if moved else ""
+        return f"{moved[0]} belongs to a frozen component and has changed up to step {now.step}." if moved else ""
 
 
-def _is_frozen(name: str, seen: Seen) -> bool:
-    return DecoderModel.component_of(name) not in seen.activity.rates and not name.startswith(SESSION_MODULE)
+def _is_frozen(name: str, now: ObservedStep) -> bool:
+    return DecoderModel.component_of(name) not in now.activity.rates and not name.startswith(SESSION_MODULE)

@@ -1,7 +1,7 @@
 """When a condition that comes and goes becomes a finding, and when the finding is over.
 
 A slow condition (a blank plateau, a share of clipped steps) flickers. It is raised when it was true on four fifths of
-the last steps and cleared when it was true on two fifths of them, so that one episode is told once.
+the last steps and cleared when it was true on two fifths of them, so that one episode is reported once.
 """
 
 from __future__ import annotations

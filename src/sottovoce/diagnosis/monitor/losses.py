@@ -12,7 +12,7 @@ import torch
 from sottovoce.core.findings import Finding
 from sottovoce.core.lengths import ctc_frames_needed
 from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
-from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.features.augmentation import Draws
 from sottovoce.models.compose import Encoded
 from sottovoce.training.balance import BALANCED
@@ -34,7 +34,7 @@ class Losses:
     """Rows A2, E5 and I1."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     zeros: dict[str, int] = field(default_factory=dict)
     """Steps in a row in which all of a term's losses were exactly 0."""
     positive: dict[str, int] = field(default_factory=dict)
@@ -42,52 +42,52 @@ class Losses:
     repeated: dict[str, list[float]] = field(default_factory=dict)
     """The one number that all of a term's losses were, and in how many steps in a row."""
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
         by_term: dict[str, dict[str, float]] = {}
-        for (name, trial), nats in seen.view.record.losses.items():
+        for (name, trial), nats in now.view.record.losses.items():
             by_term.setdefault(name, {})[trial] = nats
-        yield from self._missing(seen, by_term)
+        yield from self._missing(now, by_term)
         for name, losses in by_term.items():
-            yield from self._term(seen, name, losses)
+            yield from self._term(now, name, losses)
 
-    def _missing(self, seen: Seen, by_term: dict[str, dict[str, float]]) -> Iterator[Finding]:
+    def _missing(self, now: ObservedStep, by_term: dict[str, dict[str, float]]) -> Iterator[Finding]:
         training = self.plan.config.training
-        parts = seen.view.record.parts
+        parts = now.view.record.parts
         drawn = {trial for part in parts for trial in part.batch.trial_ids}
         planned = training.batch_size * training.gradient_accumulation_steps
         present = sum(len(part.batch.trial_ids) for part in parts)
         if parts and present < planned:
-            yield from self._swallowed(seen, f"Step {seen.step} holds {present} trials, its plan {planned}.", 1.0)
-        for name in seen.activity.weights:
+            yield from self._swallowed(now, f"Step {now.step} holds {present} trials, its plan {planned}.", 1.0)
+        for name in now.activity.weights:
             missing = drawn - by_term.get(name, {}).keys()
             if missing and drawn:
                 some = ", ".join(sorted(missing)[:3])
-                evidence = f"Step {seen.step} has no {name} loss of {len(missing)} of its {len(drawn)} trials: {some}."
-                yield from self._swallowed(seen, evidence, 1.0)
+                evidence = f"Step {now.step} has no {name} loss of {len(missing)} of its {len(drawn)} trials: {some}."
+                yield from self._swallowed(now, evidence, 1.0)
 
-    def _term(self, seen: Seen, name: str, losses: dict[str, float]) -> Iterator[Finding]:
+    def _term(self, now: ObservedStep, name: str, losses: dict[str, float]) -> Iterator[Finding]:
         zero = [trial for trial, nats in losses.items() if nats == 0.0]
         if len(zero) == len(losses):
             self.zeros[name] = self.zeros.get(name, 0) + 1
-            if self.zeros[name] > ZERO_STEPS and f"zero {name}" not in self.told:
-                self.told.append(f"zero {name}")
-                evidence = f"The loss {name} is exactly 0 for all trials, {self.zeros[name]} steps to {seen.step}."
-                yield monitored("zero_loss", evidence, seen.step)
+            if self.zeros[name] > ZERO_STEPS and f"zero {name}" not in self.reported:
+                self.reported.append(f"zero {name}")
+                evidence = f"The loss {name} is exactly 0 for all trials, {self.zeros[name]} steps to {now.step}."
+                yield monitored("zero_loss", evidence, now.step)
             elif self.positive.get(name, 0) > 2 and self._learnt(name, losses):
-                evidence = f"All {len(losses)} losses {name} of step {seen.step} are exactly 0, those before were not."
-                yield from self._swallowed(seen, evidence, 0.9)
+                evidence = f"All {len(losses)} losses {name} of step {now.step} are exactly 0, those before were not."
+                yield from self._swallowed(now, evidence, 0.9)
             return
         self.zeros[name] = 0
         self.positive[name] = self.positive.get(name, 0) + 1
-        yield from self._single_zeros(seen, name, zero)
-        yield from self._one_number(seen, name, list(losses.values()))
+        yield from self._single_zeros(now, name, zero)
+        yield from self._one_number(now, name, list(losses.values()))
 
     def _learnt(self, name: str, losses: dict[str, float]) -> bool:
         """A loss that can be 0 by merit is none: labels are there to be missed."""
         return not BRANCHES[name].is_likelihood or any(self._labels(trial) for trial in losses)
 
-    def _single_zeros(self, seen: Seen, name: str, zero: list[str]) -> Iterator[Finding]:
+    def _single_zeros(self, now: ObservedStep, name: str, zero: list[str]) -> Iterator[Finding]:
         with_labels = [trial for trial in zero if self._labels(trial)]
         if not BRANCHES[name].is_likelihood or not with_labels:
             return
@@ -95,31 +95,31 @@ class Losses:
         first = (tight or with_labels)[0]
         labels, frames = len(self._labels(first)), self.plan.frames_of.get(first, 0)
         evidence = (
-            f"The loss {name} of {first} is exactly 0 at step {seen.step}, beside others that are not; it has {labels} "
+            f"The loss {name} of {first} is exactly 0 at step {now.step}, beside others that are not; it has {labels} "
             f"labels in {frames} frames and needs {self._needs(first)}."
         )
         if tight or name == TRANSDUCER.name:
-            if "zero_infinity" not in self.told:
-                self.told.append("zero_infinity")
-                yield monitored("zero_infinity", evidence, seen.step)
-        elif all(len(part.batch) > 1 for part in seen.view.record.parts):
-            yield from self._swallowed(seen, evidence, 0.8)
+            if "zero_infinity" not in self.reported:
+                self.reported.append("zero_infinity")
+                yield monitored("zero_infinity", evidence, now.step)
+        elif all(len(part.batch) > 1 for part in now.view.record.parts):
+            yield from self._swallowed(now, evidence, 0.8)
 
-    def _one_number(self, seen: Seen, name: str, values: list[float]) -> Iterator[Finding]:
+    def _one_number(self, now: ObservedStep, name: str, values: list[float]) -> Iterator[Finding]:
         number, count = self.repeated.get(name, [math.nan, 0.0])
         if len(values) > 1 and len(set(values)) == 1:
             count = count + 1 if values[0] == number else 1.0
             self.repeated[name] = [values[0], count]
             if count >= REPEATED_STEPS:
-                evidence = f"Every loss {name} of {count:.0f} steps to {seen.step} is exactly {values[0]:g}."
-                yield from self._swallowed(seen, evidence, 0.95)
+                evidence = f"Every loss {name} of {count:.0f} steps to {now.step} is exactly {values[0]:g}."
+                yield from self._swallowed(now, evidence, 0.95)
         else:
             self.repeated.pop(name, None)
 
-    def _swallowed(self, seen: Seen, evidence: str, support: float) -> Iterator[Finding]:
-        if "swallowed_exception" not in self.told:
-            self.told.append("swallowed_exception")
-            yield monitored("swallowed_exception", evidence, seen.step, support=support)
+    def _swallowed(self, now: ObservedStep, evidence: str, support: float) -> Iterator[Finding]:
+        if "swallowed_exception" not in self.reported:
+            self.reported.append("swallowed_exception")
+            yield monitored("swallowed_exception", evidence, now.step, support=support)
 
     def _labels(self, trial: str) -> tuple[int, ...]:
         known = self.plan.trials.get(trial)
@@ -134,7 +134,7 @@ class Balance:
     """Row E4: the share of each loss in the gradient that reaches the encoder, measured now and then."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     stage: str = ""
     dominated: Hysteresis = field(default_factory=lambda: Hysteresis(3, 1.0, 0.4))
 
@@ -143,32 +143,32 @@ class Balance:
         """Steps between two measurements."""
         return min(MEASURE_EVERY, max(10, self.plan.total_steps // 20))
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
-        if set(seen.activity.weights) != set(self.stage.split()):
-            self.stage = " ".join(sorted(seen.activity.weights))
+        if set(now.activity.weights) != set(self.stage.split()):
+            self.stage = " ".join(sorted(now.activity.weights))
             self.dominated.forget()
         if (
-            not all(name in seen.activity.weights for name in BALANCED)
-            or seen.step % self.every
-            or seen.skipped
-            or self.told
+            not all(name in now.activity.weights for name in BALANCED)
+            or now.step % self.every
+            or now.skipped
+            or self.reported
         ):
             return
-        norms = encoder_gradients(seen.view.computer)
+        norms = encoder_gradients(now.view.computer)
         total = sum(norms.values())
         if not total or not math.isfinite(total):
             return
         name = max(norms, key=lambda term: norms[term])
         if self.dominated.update(norms[name] / total > DOMINATES) == "raised":
-            self.told.append("loss_term_dominates")
+            self.reported.append("loss_term_dominates")
             others = ", ".join(f"{term} {norm:.3g}" for term, norm in norms.items() if term != name)
             yield monitored(
                 "loss_term_dominates",
-                f"The loss {name}, weight {seen.activity.weights[name]:g}, sends {norms[name] / total:.1%} of the "
-                f"gradient into the encoder at step {seen.step} ({name} {norms[name]:.3g}, {others}), as in the two "
+                f"The loss {name}, weight {now.activity.weights[name]:g}, sends {norms[name] / total:.1%} of the "
+                f"gradient into the encoder at step {now.step} ({name} {norms[name]:.3g}, {others}), as in the two "
                 "measurements before.",
-                seen.step,
+                now.step,
                 support=0.9,
             )
 

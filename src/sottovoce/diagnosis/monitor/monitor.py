@@ -22,7 +22,7 @@ from sottovoce.diagnosis.monitor.input_blind_floor import MOST_TRIALS, input_bli
 from sottovoce.diagnosis.monitor.losses import Balance, Losses
 from sottovoce.diagnosis.monitor.ownership import Moments, Ownership
 from sottovoce.diagnosis.monitor.pace import Pace
-from sottovoce.diagnosis.monitor.plan import Detector, Plan, Seen, frames_of, recall, remembered
+from sottovoce.diagnosis.monitor.plan import Detector, ObservedStep, Plan, frames_of, recall, remembered
 from sottovoce.diagnosis.monitor.reach import Reach
 from sottovoce.diagnosis.monitor.sample import Sampler
 from sottovoce.diagnosis.monitor.updates import Norms, Updates
@@ -92,10 +92,10 @@ class RunMonitor:
         """Every detector looks at the step."""
         rates = _rates(view)
         sample = self._sampler.after_update(view.step, view.computer, view.optimizer, rates)
-        seen = Seen(view, view.record.activity, self._updates, sample)
+        now = ObservedStep(view, view.record.activity, self._updates, sample)
         self._optimizer, self._updates = view.optimizer, view.computer.progress.updates
         for detector in self._detectors.values():
-            yield from detector.look(seen)
+            yield from detector.look(now)
 
     def validated(self, step: int, values: Mapping[str, float]) -> Iterator[Finding]:
         """After every validation."""

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.diagnosis.monitor.sample import Sample
 from sottovoce.models.compose import DecoderModel
 from sottovoce.training.schedules import learning_rate_factor
@@ -33,27 +33,27 @@ class Ownership:
     """Rows A5, B1, B2, B4: what should learn is owned, is clipped, and moves."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     learning: list[str] = field(default_factory=list)
     still: dict[str, int] = field(default_factory=dict)
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
-        learning = sorted(seen.activity.rates)
-        if learning != self.learning or seen.step % CHECK_EVERY == 0:
+        learning = sorted(now.activity.rates)
+        if learning != self.learning or now.step % CHECK_EVERY == 0:
             self.learning = learning
-            yield from self._owners(seen.view.computer, seen.view.optimizer, learning, seen.step)
-        verdict = seen.view.verdict
-        if seen.sample is None:
+            yield from self._owners(now.view.computer, now.view.optimizer, learning, now.step)
+        verdict = now.view.verdict
+        if now.sample is None:
             return
-        if seen.sample.nonfinite and "poisoned_weights" not in self.told:
-            self.told.append("poisoned_weights")
-            names = ", ".join(seen.sample.nonfinite[:3])
-            yield monitored("poisoned_weights", f"{names}: not finite after step {seen.step}.", seen.step)
-        if seen.skipped or not math.isfinite(verdict.gradient_norm):
+        if now.sample.nonfinite and "poisoned_weights" not in self.reported:
+            self.reported.append("poisoned_weights")
+            names = ", ".join(now.sample.nonfinite[:3])
+            yield monitored("poisoned_weights", f"{names}: not finite after step {now.step}.", now.step)
+        if now.skipped or not math.isfinite(verdict.gradient_norm):
             return
-        yield from self._norms(seen, seen.sample)
-        yield from self._stillness(seen, seen.sample)
+        yield from self._norms(now, now.sample)
+        yield from self._stillness(now, now.sample)
 
     def at_begin(self, computer: StepComputer, optimizer: torch.optim.Optimizer, step: int) -> Iterator[Finding]:
         """Before the first step: every parameter that may ever learn is in exactly one group."""
@@ -63,7 +63,7 @@ class Ownership:
     def _owners(
         self, computer: StepComputer, optimizer: torch.optim.Optimizer, learning: list[str], step: int
     ) -> Iterator[Finding]:
-        if "stale_optimizer" in self.told:
+        if "stale_optimizer" in self.reported:
             return
         members = [id(p) for group in optimizer.param_groups for p in group["params"]]
         owned = set(members)
@@ -73,7 +73,7 @@ class Ownership:
             if id(p) not in owned and DecoderModel.component_of(name) in learning
         }
         if missing:
-            self.told.append("stale_optimizer")
+            self.reported.append("stale_optimizer")
             names = ", ".join(list(missing)[:3])
             yield monitored(
                 "stale_optimizer",
@@ -81,38 +81,38 @@ class Ownership:
                 f"numbers) shall learn at step {step} but are in no group of the optimiser: {names}.",
                 step,
             )
-        if len(owned) < len(members) and "ambiguous_parameter_groups" not in self.told:
-            self.told.append("ambiguous_parameter_groups")
+        if len(owned) < len(members) and "ambiguous_parameter_groups" not in self.reported:
+            self.reported.append("ambiguous_parameter_groups")
             count = len(members) - len(owned)
             yield monitored("ambiguous_parameter_groups", f"{count} parameters are in two groups.", step)
 
-    def _norms(self, seen: Seen, sample: Sample) -> Iterator[Finding]:
+    def _norms(self, now: ObservedStep, sample: Sample) -> Iterator[Finding]:
         """The norm that was clipped by against the one of what the optimiser owns."""
-        verdict = seen.view.verdict
+        verdict = now.view.verdict
         used = min(verdict.gradient_norm, verdict.limit)
         if not math.isfinite(verdict.gradient_norm):
             return
-        factor, owned = seen.clip_factor, sample.owned_norm
-        if sample.unowned and used > NORM_TOLERANCE * owned and "unowned_gradients" not in self.told:
-            self.told.append("unowned_gradients")
+        factor, owned = now.clip_factor, sample.owned_norm
+        if sample.unowned and used > NORM_TOLERANCE * owned and "unowned_gradients" not in self.reported:
+            self.reported.append("unowned_gradients")
             names = ", ".join(sample.unowned[:3])
             yield monitored(
                 "unowned_gradients",
                 f"The clip norm was {verdict.gradient_norm:.3g}, the optimiser's own gradients have "
                 f"{owned / factor:.3g}: {len(sample.unowned)} parameters that it does not own are counted ({names}).",
-                seen.step,
-                support=0.9 if "stale_optimizer" in self.told else 1.0,
+                now.step,
+                support=0.9 if "stale_optimizer" in self.reported else 1.0,
             )
-        if "clip_before_unscale" in self.told or sample.unowned:
+        if "clip_before_unscale" in self.reported or sample.unowned:
             return
-        evidence = self._clip_order(seen, sample, factor, used)
+        evidence = self._clip_order(now, sample, factor, used)
         if evidence:
-            self.told.append("clip_before_unscale")
-            yield monitored("clip_before_unscale", evidence, seen.step)
+            self.reported.append("clip_before_unscale")
+            yield monitored("clip_before_unscale", evidence, now.step)
 
-    def _clip_order(self, seen: Seen, sample: Sample, factor: float, used: float) -> str:
-        verdict = seen.view.verdict
-        bound = self._largest_head_bias(seen)
+    def _clip_order(self, now: ObservedStep, sample: Sample, factor: float, used: float) -> str:
+        verdict = now.view.verdict
+        bound = self._largest_head_bias(now)
         if bound and sample.head_bias / factor > SCALED * bound:
             return (
                 f"The gradient of the CTC head's bias is {sample.head_bias / factor:.3g}, but un-scaled it cannot "
@@ -136,10 +136,10 @@ class Ownership:
             )
         return ""
 
-    def _largest_head_bias(self, seen: Seen) -> float:
+    def _largest_head_bias(self, now: ObservedStep) -> float:
         """A softmax's CTC gradient sums to at most two a frame, whatever the model."""
-        weight = seen.activity.weights.get("ctc", 0.0)
-        trials = [trial for name, trial in seen.view.record.losses if name == "ctc" and trial in self.plan.trials]
+        weight = now.activity.weights.get("ctc", 0.0)
+        trials = [trial for name, trial in now.view.record.losses if name == "ctc" and trial in self.plan.trials]
         if not weight or not trials:
             return 0.0
         per_token = self.plan.config.training.loss_normalisation == "per_token"
@@ -149,20 +149,20 @@ class Ownership:
         )
         return 2 * weight * max(sizes)
 
-    def _stillness(self, seen: Seen, sample: Sample) -> Iterator[Finding]:
+    def _stillness(self, now: ObservedStep, sample: Sample) -> Iterator[Finding]:
         for component, moved in sample.moved.items():
             self.still[component] = 0 if moved else self.still.get(component, 0) + 1
             if (
                 self.still[component] >= STILL_SAMPLES
                 and not sample.low_precision
-                and "stale_optimizer" not in self.told
+                and "stale_optimizer" not in self.reported
             ):
-                self.told.append("stale_optimizer")
+                self.reported.append("stale_optimizer")
                 yield monitored(
                     "stale_optimizer",
                     f"{component} receives gradient and has a learning rate, but none of its sampled weights has "
-                    f"changed in {STILL_SAMPLES} sampled steps up to step {seen.step}.",
-                    seen.step,
+                    f"changed in {STILL_SAMPLES} sampled steps up to step {now.step}.",
+                    now.step,
                     support=0.9,
                 )
 
@@ -172,28 +172,28 @@ class Moments:
     """Rows B5, B6 and I2: the optimiser's counters only grow, rates follow the schedule, steps follow each other."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
     """Updates of the first parameter with moments in each group."""
     step: int = 0
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
-        yield from self._order(seen)
-        counts = _counts(seen.view.optimizer)
-        rolled_back = seen.view.verdict.action == "roll_back"
+        yield from self._order(now)
+        counts = _counts(now.view.optimizer)
+        rolled_back = now.view.verdict.action == "roll_back"
         lost = [] if rolled_back else [name for name, count in self.counts.items() if counts.get(name, 0.0) < count]
-        if lost and "optimizer_recreated" not in self.told:
-            self.told.append("optimizer_recreated")
+        if lost and "optimizer_recreated" not in self.reported:
+            self.reported.append("optimizer_recreated")
             name = lost[0]
             yield monitored(
                 "optimizer_recreated",
-                f"The optimiser had updated {name} {self.counts[name]:.0f} times; after step {seen.step} its counter "
+                f"The optimiser had updated {name} {self.counts[name]:.0f} times; after step {now.step} its counter "
                 f"stands at {counts.get(name, 0.0):.0f}.",
-                seen.step,
+                now.step,
             )
-        self.counts, self.step = counts, seen.step
-        yield from self._rates(seen)
+        self.counts, self.step = counts, now.step
+        yield from self._rates(now)
 
     def at_begin(self, computer: StepComputer, optimizer: torch.optim.Optimizer, step: int) -> Iterator[Finding]:
         """A run that continues has its moments and its counters again."""
@@ -201,7 +201,7 @@ class Moments:
         lost = [name for name, count in self.counts.items() if counts.get(name, 0.0) < count]
         if not lost and self.step == step:
             return
-        self.told.append("incomplete_resume")
+        self.reported.append("incomplete_resume")
         what = (
             f"the moments of {lost[0]} ({self.counts[lost[0]]:.0f} updates) are not there"
             if lost
@@ -210,34 +210,36 @@ class Moments:
         yield monitored("incomplete_resume", f"The run was saved at step {self.step}; {what}.", step)
         self.counts = counts
 
-    def _order(self, seen: Seen) -> Iterator[Finding]:
+    def _order(self, now: ObservedStep) -> Iterator[Finding]:
         """Batch n belongs to step n."""
-        parts = seen.view.record.parts
-        wrong = [part.step for part in parts if part.step != seen.step - 1]
-        if wrong and "incomplete_resume" not in self.told:
-            self.told.append("incomplete_resume")
+        parts = now.view.record.parts
+        wrong = [part.step for part in parts if part.step != now.step - 1]
+        if wrong and "incomplete_resume" not in self.reported:
+            self.reported.append("incomplete_resume")
             yield monitored(
-                "incomplete_resume", f"Step {seen.step} was computed from the batch of step {wrong[0] + 1}.", seen.step
+                "incomplete_resume",
+                f"Step {now.step} was computed from the batch of step {wrong[0] + 1}.",
+                now.step,
             )
 
-    def _rates(self, seen: Seen) -> Iterator[Finding]:
-        if "schedule_not_stepped" in self.told:
+    def _rates(self, now: ObservedStep) -> Iterator[Finding]:
+        if "schedule_not_stepped" in self.reported:
             return
         training = self.plan.config.training
-        factor = learning_rate_factor(seen.updates, training.scheduler, self.plan.total_steps)
-        for group in seen.view.optimizer.param_groups:
+        factor = learning_rate_factor(now.updates, training.scheduler, self.plan.total_steps)
+        for group in now.view.optimizer.param_groups:
             component, name = group.get("component"), group.get("name", "")
             peak = training.optimizer.lr
             if name.rpartition(".")[2] == "session":
                 peak = training.optimizer.session_lr or peak
-            expected = peak * factor * (1.0 if component is None else seen.activity.rates.get(component, 0.0))
+            expected = peak * factor * (1.0 if component is None else now.activity.rates.get(component, 0.0))
             if not math.isclose(group["lr"], expected, rel_tol=RATE_TOLERANCE, abs_tol=1e-15):
-                self.told.append("schedule_not_stepped")
+                self.reported.append("schedule_not_stepped")
                 yield monitored(
                     "schedule_not_stepped",
-                    f"After {seen.updates} updates the schedule gives the group {name} the rate {expected:.4g}; step "
-                    f"{seen.step} was taken with {group['lr']:.4g}.",
-                    seen.step,
+                    f"After {now.updates} updates the schedule gives the group {name} the rate {expected:.4g}; step "
+                    f"{now.step} was taken with {group['lr']:.4g}.",
+                    now.step,
                 )
                 return
 

@@ -105,7 +105,7 @@ def frames_of(prepared: Prepared, trial: Trial) -> int:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedStep:
     """One step, and what is true of it."""
 
     view: StepView
@@ -137,7 +137,7 @@ class Detector(Protocol):
 
     plan: Plan
 
-    def look(self, seen: Seen) -> Iterable[Finding]:
+    def look(self, now: ObservedStep) -> Iterable[Finding]:
         """After every step."""
         ...
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.diagnosis.thresholds import AT_FLOOR, OFF_FLOOR
 
 NEARBY: Final = 0.5
@@ -34,7 +34,7 @@ class Reach:
     """Rate and decay against the size of the weights, where the loss is no better than that of constant answers."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     """CTC losses of the last window, in nats an utterance."""
     farthest: float = 0.0
@@ -52,12 +52,12 @@ class Reach:
     rate_decides: bool = True
     """In the last sample neither ε nor the number format shortened the steps."""
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
-        metrics, sample = seen.view.record.metrics, seen.sample
-        if seen.skipped:
+        metrics, sample = now.view.record.metrics, now.sample
+        if now.skipped:
             return
-        groups = seen.view.optimizer.param_groups
+        groups = now.view.optimizer.param_groups
         self.rate = max(self.rate, *(group["lr"] for group in groups))
         decay = max(group["lr"] * group.get("weight_decay", 0.0) for group in groups)
         self.decayed, self.strongest = self.decayed + decay, max(self.strongest, decay)
@@ -71,21 +71,21 @@ class Reach:
             return
         self.losses = [*self.losses[1 - self.plan.window :], metrics["train/ctc_loss"]]
         if len(self.losses) == self.plan.window:
-            yield from self._judge(seen, statistics.median(self.losses), self.plan.floor)
+            yield from self._judge(now, statistics.median(self.losses), self.plan.floor)
 
-    def _judge(self, seen: Seen, recent: float, floor: float) -> Iterator[Finding]:
+    def _judge(self, now: ObservedStep, recent: float, floor: float) -> Iterator[Finding]:
         warmup, window = self.plan.config.training.scheduler.warmup_steps, self.plan.window
         level = f"{recent:.3g}, {recent / floor:.2f} of the input-blind floor {floor:.3g}"
-        at = f"At step {seen.step} the CTC loss is {level}"
+        at = f"At step {now.step} the CTC loss is {level}"
         due = max(warmup + window, min(self.plan.total_steps // 2, warmup + self.plan.patience))
         path = self.farthest * self.plan.total_steps
         small = self.rate_decides and self.rate > 0 and self.farthest < SMALL_STEP and path < NEARBY
-        if seen.updates >= due and small and recent > OFF_FLOOR * floor:
+        if now.updates >= due and small and recent > OFF_FLOOR * floor:
             faster = f"training.optimizer.lr={self._faster():.1g}"
             fix = "steps of the usual size; start again."
-            yield from self._once("learning_rate_too_low", f"{at}. {self._path(path)}", seen.step, faster, fix)
+            yield from self._once("learning_rate_too_low", f"{at}. {self._path(path)}", now.step, faster, fix)
         strong = self.decayed > FORGOTTEN and self.shrunk < SHRUNK
-        if seen.updates > warmup + 2 * window and strong and recent > AT_FLOOR * floor:
+        if now.updates > warmup + 2 * window and strong and recent > AT_FLOOR * floor:
             taken = (
                 f"up to {self.strongest:.1%} of them in a step, {1 - math.exp(-self.decayed):.0%} of the start so far"
             )
@@ -93,7 +93,7 @@ class Reach:
                 f"{at}. The weights have {self.shrunk:.0%} of their size at the start: weight decay takes "
                 f"{taken}, with a rate of up to {self.rate:g}."
             )
-            yield from self._once("weight_decay_too_strong", evidence, seen.step)
+            yield from self._once("weight_decay_too_strong", evidence, now.step)
 
     def _path(self, path: float) -> str:
         return (
@@ -106,6 +106,6 @@ class Reach:
         return min(HIGHEST_RATE, self.rate * USUAL_STEP / self.farthest) if self.farthest else HIGHEST_RATE / 5
 
     def _once(self, code: str, evidence: str, step: int, override: str = "", fix: str = "") -> Iterator[Finding]:
-        if code not in self.told:
-            self.told.append(code)
+        if code not in self.reported:
+            self.reported.append(code)
             yield monitored(code, evidence, step, support=0.95, override=override, fix=fix)

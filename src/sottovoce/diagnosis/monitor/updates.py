@@ -10,7 +10,7 @@ from typing import Final
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
-from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.diagnosis.thresholds import FEWEST_SPIKES, INCIDENT_WINDOW, SPIKE, SPIKE_WINDOW
 
 CLIPPED_SHARE: Final = 0.95
@@ -53,7 +53,7 @@ class Updates:
     """Clipping, ε and the learning rate, judged by what they do to the weights."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     factors: list[float] = field(default_factory=list)
     """What the last steps' gradients were multiplied by."""
     ratios: list[float] = field(default_factory=list)
@@ -73,90 +73,90 @@ class Updates:
         self.clipped = Hysteresis(self.plan.window, CLIPPED_SHARE)
         self.large = Hysteresis(max(4, self.plan.window // self.plan.sample_every))
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
-        if seen.skipped:
+        if now.skipped:
             return
-        self.factors = [*self.factors[1 - self.plan.window :], seen.clip_factor]
-        self.clipped.update(seen.clip_factor < STRONG_CLIP)
-        if "train/ctc_loss" in seen.view.record.metrics:
-            self.losses = [*self.losses[1 - self.plan.window :], seen.view.record.metrics["train/ctc_loss"]]
-        sample = seen.sample
-        if sample is not None and any(group["lr"] for group in seen.view.optimizer.param_groups):
+        self.factors = [*self.factors[1 - self.plan.window :], now.clip_factor]
+        self.clipped.update(now.clip_factor < STRONG_CLIP)
+        if "train/ctc_loss" in now.view.record.metrics:
+            self.losses = [*self.losses[1 - self.plan.window :], now.view.record.metrics["train/ctc_loss"]]
+        sample = now.sample
+        if sample is not None and any(group["lr"] for group in now.view.optimizer.param_groups):
             self.sensitivity = sample.sensitivity
-            decay = max(group["lr"] * group.get("weight_decay", 0.0) for group in seen.view.optimizer.param_groups)
+            decay = max(group["lr"] * group.get("weight_decay", 0.0) for group in now.view.optimizer.param_groups)
             gradients_part = max(0.0, max(sample.update_ratio.values(), default=0.0) - decay)
             self.ratios = [*self.ratios[-19:], gradients_part]
-            yield from self._format(seen)
-            yield from self._dominating(seen)
-            yield from self._too_large(seen)
-        warmed_up = seen.updates > self.plan.config.training.scheduler.warmup_steps
-        if self.clipped.raised and warmed_up and "clipped_to_standstill" not in self.told:
-            yield from self._standstill(seen)
+            yield from self._format(now)
+            yield from self._dominating(now)
+            yield from self._too_large(now)
+        warmed_up = now.updates > self.plan.config.training.scheduler.warmup_steps
+        if self.clipped.raised and warmed_up and "clipped_to_standstill" not in self.reported:
+            yield from self._standstill(now)
 
-    def _standstill(self, seen: Seen) -> Iterator[Finding]:
+    def _standstill(self, now: ObservedStep) -> Iterator[Finding]:
         movement = statistics.median(self.ratios) if self.ratios else math.inf
         if self.sensitivity < 0.5 and movement > STANDSTILL:
             return  # true Adam divides by the size of its gradients: a tight clip does not slow it down
-        self.told.append("clipped_to_standstill")
+        self.reported.append("clipped_to_standstill")
         factor = statistics.median(self.factors)
         yield monitored(
             "clipped_to_standstill",
-            f"In the last {len(self.factors)} steps to {seen.step} the median step kept {factor:.2g} of its gradient "
-            f"(limit {seen.view.verdict.limit:g}); the weights move by {movement:.1e} of their size a step.",
-            seen.step,
+            f"In the last {len(self.factors)} steps to {now.step} the median step kept {factor:.2g} of its gradient "
+            f"(limit {now.view.verdict.limit:g}); the weights move by {movement:.1e} of their size a step.",
+            now.step,
             support=0.95,
         )
 
-    def _format(self, seen: Seen) -> Iterator[Finding]:
-        assert seen.sample is not None
-        change = self.swallowed.update(seen.sample.swallowed > SWALLOWED)
-        if change == "raised" and "bf16_parameters" not in self.told:
-            self.told.append("bf16_parameters")
-            kind = " and every weight is a bfloat16 number" if seen.sample.low_precision else ""
+    def _format(self, now: ObservedStep) -> Iterator[Finding]:
+        assert now.sample is not None
+        change = self.swallowed.update(now.sample.swallowed > SWALLOWED)
+        if change == "raised" and "bf16_parameters" not in self.reported:
+            self.reported.append("bf16_parameters")
+            kind = " and every weight is a bfloat16 number" if now.sample.low_precision else ""
             yield monitored(
                 "bf16_parameters",
-                f"{seen.sample.swallowed:.0%} of the sampled weights did not change at step {seen.step} although "
+                f"{now.sample.swallowed:.0%} of the sampled weights did not change at step {now.step} although "
                 f"float32 would show their update{kind}.",
-                seen.step,
-                support=1.0 if seen.sample.low_precision else 0.8,
+                now.step,
+                support=1.0 if now.sample.low_precision else 0.8,
             )
 
-    def _dominating(self, seen: Seen) -> Iterator[Finding]:
-        assert seen.sample is not None
-        name, share = seen.sample.largest
-        learning = sum(group > 0 for group in seen.sample.group_norms.values())
+    def _dominating(self, now: ObservedStep) -> Iterator[Finding]:
+        assert now.sample is not None
+        name, share = now.sample.largest
+        learning = sum(group > 0 for group in now.sample.group_norms.values())
         change = self.dominated.update(share > DOMINATING and learning > 1)
-        if change == "raised" and "dominating_parameter" not in self.told:
-            self.told.append("dominating_parameter")
+        if change == "raised" and "dominating_parameter" not in self.reported:
+            self.reported.append("dominating_parameter")
             yield monitored(
                 "dominating_parameter",
-                f"{name} has {share:.1%} of the squared gradient norm at step {seen.step}, as in the samples before.",
-                seen.step,
+                f"{name} has {share:.1%} of the squared gradient norm at step {now.step}, as in the samples before.",
+                now.step,
                 support=0.8,
             )
 
-    def _too_large(self, seen: Seen) -> Iterator[Finding]:
+    def _too_large(self, now: ObservedStep) -> Iterator[Finding]:
         self.large.update(self.ratios[-1] > LARGE_UPDATE)
         self.was_large = self.was_large or self.large.raised
-        warmed_up = seen.updates > self.plan.config.training.scheduler.warmup_steps + 2 * self.plan.window
+        warmed_up = now.updates > self.plan.config.training.scheduler.warmup_steps + 2 * self.plan.window
         if len(self.losses) < self.plan.window or not warmed_up:
             return
         recent, floor = statistics.median(self.losses), self.plan.floor
         self.best = recent if self.best is None else min(self.best, recent)
         no_better = floor is not None and recent >= NO_BETTER * floor
-        if not self.was_large or "learning_rate_too_high" in self.told:
+        if not self.was_large or "learning_rate_too_high" in self.reported:
             return
         if no_better or recent > RELAPSE * self.best:
-            self.told.append("learning_rate_too_high")
-            rate = max(group["lr"] for group in seen.view.optimizer.param_groups)
+            self.reported.append("learning_rate_too_high")
+            rate = max(group["lr"] for group in now.view.optimizer.param_groups)
             against = f"the input-blind floor is {floor:.3g}" if no_better else f"it had been {self.best:.3g}"
             yield monitored(
                 "learning_rate_too_high",
                 f"Steps change the weights by {max(self.ratios):.0%} of their size (usual: below 2 %), with a rate of "
-                f"up to {self.plan.config.training.optimizer.lr:g}, now {rate:.3g}; at step {seen.step} the loss is "
+                f"up to {self.plan.config.training.optimizer.lr:g}, now {rate:.3g}; at step {now.step} the loss is "
                 f"{recent:.3g}, {against}.",
-                seen.step,
+                now.step,
                 support=0.9,
                 override=f"training.optimizer.lr={self._slower(rate):.1g}",
                 fix=SLOWER,
@@ -173,7 +173,7 @@ class Norms:
     """Gradient norms against their running median: spikes, and what a giant one leaves in Adam's moments."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     """Before clipping."""
     spikes: list[int] = field(default_factory=list)
@@ -192,56 +192,56 @@ class Norms:
     def __post_init__(self) -> None:
         self.stale = Hysteresis(self.plan.window)
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
-        norm = seen.view.verdict.gradient_norm
-        if seen.sample is not None:
-            self.sensitivity = seen.sample.sensitivity
-            self.movement = max(seen.sample.update_ratio.values(), default=0.0)
-        if not math.isfinite(norm) or (seen.skipped and seen.view.verdict.cause != "gradient_spike"):
+        norm = now.view.verdict.gradient_norm
+        if now.sample is not None:
+            self.sensitivity = now.sample.sensitivity
+            self.movement = max(now.sample.update_ratio.values(), default=0.0)
+        if not math.isfinite(norm) or (now.skipped and now.view.verdict.cause != "gradient_spike"):
             return
-        yield from self._spikes(seen, norm)
+        yield from self._spikes(now, norm)
         self.norms = [*self.norms[1 - INCIDENT_WINDOW :], norm]
-        if not seen.skipped:
-            yield from self._memory(seen, norm * seen.clip_factor)
+        if not now.skipped:
+            yield from self._memory(now, norm * now.clip_factor)
 
-    def _spikes(self, seen: Seen, norm: float) -> Iterator[Finding]:
+    def _spikes(self, now: ObservedStep, norm: float) -> Iterator[Finding]:
         if len(self.norms) < FEWEST_NORMS:
             return
         median = statistics.median(self.norms)
-        recent = seen.step - INCIDENT_WINDOW
-        if norm > SPIKE * median and self._after_warmup(seen):
-            self.spikes = [*(s for s in self.spikes if s > seen.step - SPIKE_WINDOW), seen.step]
+        recent = now.step - INCIDENT_WINDOW
+        if norm > SPIKE * median and self._after_warmup(now):
+            self.spikes = [*(s for s in self.spikes if s > now.step - SPIKE_WINDOW), now.step]
             if (
                 len(self.spikes) >= FEWEST_SPIKES
                 and self.movement > SUSPECT
-                and "learning_rate_too_high" not in self.told
+                and "learning_rate_too_high" not in self.reported
             ):
-                self.told.append("learning_rate_too_high")
+                self.reported.append("learning_rate_too_high")
                 yield monitored(
                     "learning_rate_too_high",
                     f"Gradient norms above {SPIKE:g} running medians at steps {', '.join(map(str, self.spikes))}, "
                     f"while steps change the weights by {self.movement:.1%} of their size.",
-                    seen.step,
+                    now.step,
                     support=0.75,
                 )
         if norm > HUGE_SPIKE * median:
-            self.huge = [*(s for s in self.huge if s > recent), seen.step]
-            in_a_row = len(self.huge) > 1 and self.huge[-2] == seen.step - 1
-            if (len(self.huge) >= FEWEST_SPIKES or in_a_row) and "gradient_spike" not in self.told:
-                self.told.append("gradient_spike")
+            self.huge = [*(s for s in self.huge if s > recent), now.step]
+            in_a_row = len(self.huge) > 1 and self.huge[-2] == now.step - 1
+            if (len(self.huge) >= FEWEST_SPIKES or in_a_row) and "gradient_spike" not in self.reported:
+                self.reported.append("gradient_spike")
                 yield monitored(
                     "gradient_spike",
                     f"Gradient norms at steps {', '.join(map(str, self.huge))}: the last is {norm:.3g}, "
                     f"{norm / median:.0f} times the running median.",
-                    seen.step,
+                    now.step,
                     support=0.8,
                 )
 
-    def _after_warmup(self, seen: Seen) -> bool:
-        return seen.updates > self.plan.config.training.scheduler.warmup_steps
+    def _after_warmup(self, now: ObservedStep) -> bool:
+        return now.updates > self.plan.config.training.scheduler.warmup_steps
 
-    def _memory(self, seen: Seen, norm: float) -> Iterator[Finding]:
+    def _memory(self, now: ObservedStep, norm: float) -> Iterator[Finding]:
         beta2 = self.plan.config.training.optimizer.beta2
         part = (1 - beta2) * norm * norm
         self.second_moment = beta2 * self.second_moment + part
@@ -253,12 +253,12 @@ class Norms:
         usual = statistics.median(self.norms[-50:])
         single = self.largest_part / self.second_moment
         change = self.stale.update(root > GIANT * usual and single > DOMINANCE)
-        if change == "raised" and "second_moment_memory" not in self.told:
-            self.told.append("second_moment_memory")
+        if change == "raised" and "second_moment_memory" not in self.reported:
+            self.reported.append("second_moment_memory")
             yield monitored(
                 "second_moment_memory",
-                f"At step {seen.step} Adam divides by {root:.3g} where gradients have {usual:.3g}: {single:.0%} of its "
+                f"At step {now.step} Adam divides by {root:.3g} where gradients have {usual:.3g}: {single:.0%} of its "
                 f"second moment comes from one step (β2 = {beta2:g} forgets in {1 / (1 - beta2):.0f} steps).",
-                seen.step,
+                now.step,
                 support=0.9,
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.monitor.plan import Plan, Seen, monitored
+from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.diagnosis.thresholds import AT_FLOOR, EVALUATIONS, HIGH_RATE, LEARNT_SHARE
 from sottovoce.training.step import StepComputer
 
@@ -26,7 +26,7 @@ class Validations:
     """Rows D4, G7 and G9, and overfitting."""
 
     plan: Plan
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
     best_by: str = ""
     """Metric, decoder and stage that the values below belong to."""
     values: list[list[float]] = field(default_factory=list)
@@ -39,15 +39,15 @@ class Validations:
     pending: list[float] = field(default_factory=list)
     """The last validation's step and metric, until the run has chosen its best checkpoint."""
 
-    def look(self, seen: Seen) -> Iterator[Finding]:
+    def look(self, now: ObservedStep) -> Iterator[Finding]:
         """After every step."""
-        yield from self.chosen(seen.view.computer)
-        if seen.view.stage != self.stage:
-            self.stage, self.values = seen.view.stage, []
-        groups = seen.view.optimizer.param_groups
+        yield from self.chosen(now.view.computer)
+        if now.view.stage != self.stage:
+            self.stage, self.values = now.view.stage, []
+        groups = now.view.optimizer.param_groups
         self.factor = max((group["lr"] / group["peak_lr"] for group in groups if "peak_lr" in group), default=0.0)
-        if not seen.skipped and "train/ctc_loss" in seen.view.record.metrics:
-            self.losses.append(seen.view.record.metrics["train/ctc_loss"])
+        if not now.skipped and "train/ctc_loss" in now.view.record.metrics:
+            self.losses.append(now.view.record.metrics["train/ctc_loss"])
 
     @property
     def metric(self) -> str:
@@ -59,8 +59,8 @@ class Validations:
         """After every validation."""
         value = values.get(self.metric)
         if value is None or not math.isfinite(value):
-            if "metric_missing" not in self.told:
-                self.told.append("metric_missing")
+            if "metric_missing" not in self.reported:
+                self.reported.append("metric_missing")
                 there = ", ".join(sorted(name.removeprefix("val/") for name in values))
                 yield monitored(
                     "metric_missing",
@@ -139,8 +139,8 @@ class Validations:
         best_step, lowest = min(self.seen_best, key=lambda entry: entry[1])
         kept = next((value for step, value in self.seen_best if step == progress.best_step), None)
         wrong = kept is None and progress.best is not None and progress.best[0] > lowest
-        if (wrong or (kept is not None and kept > lowest)) and "moving_average_checkpoint" not in self.told:
-            self.told.append("moving_average_checkpoint")
+        if (wrong or (kept is not None and kept > lowest)) and "moving_average_checkpoint" not in self.reported:
+            self.reported.append("moving_average_checkpoint")
             step = int(self.seen_best[-1][0])
             yield monitored(
                 "moving_average_checkpoint",
@@ -153,6 +153,6 @@ class Validations:
     """Step and metric of all validations by the same metric and decoder."""
 
     def _once(self, code: str, evidence: str, step: int, support: float) -> Iterator[Finding]:
-        if code not in self.told:
-            self.told.append(code)
+        if code not in self.reported:
+            self.reported.append(code)
             yield monitored(code, evidence, step, support=support)

@@ -22,7 +22,7 @@ from sottovoce.core.trial import Trial
 from sottovoce.data.checks_features import DEAD_STD, LEAST_BINS_FOR_DEAD, MOST_DEAD
 from sottovoce.data.collation import collate
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.features.augmentation import Draws
 from sottovoce.features.config import AugmentationConfig
 from sottovoce.training.run import batch_plan
@@ -42,10 +42,10 @@ MOST_ADDED: Final = 3.0
 (a threshold by design, row D7)."""
 
 
-def check_signals(subject: Subject) -> Iterator[Finding]:
+def check_signals(untrained: UntrainedRun) -> Iterator[Finding]:
     """Values that are not finite, and channels that never change, as the model sees some trials of each session."""
-    prepared = subject.prepared
-    chosen = _spread(subject, MOST_TRIALS)
+    prepared = untrained.prepared
+    chosen = _spread(untrained, MOST_TRIALS)
     bad, dead, bins = [], dict[str, torch.Tensor](), defaultdict[str, int](int)
     for i in chosen:
         trial, read = prepared.trial_set.trials[i], collate(prepared.trial_set, [i])
@@ -73,20 +73,20 @@ def check_signals(subject: Subject) -> Iterator[Finding]:
         yield found("dead_channels", evidence, "preflight")
 
 
-def _spread(subject: Subject, count: int) -> list[int]:
+def _spread(untrained: UntrainedRun, count: int) -> list[int]:
     """Training trials, evenly over sessions, then evenly over their order."""
     by_session = defaultdict[str, list[int]](list)
-    for i in subject.prepared.train_indices:
-        by_session[subject.prepared.trial_set.trials[i].session].append(i)
+    for i in untrained.prepared.train_indices:
+        by_session[untrained.prepared.trial_set.trials[i].session].append(i)
     members = list(by_session.values())
     sessions = members[:: max(len(members) // count, 1)][:count]
     each = max(count // len(sessions), 1)
     return [i for trials in sessions for i in trials[:: max(len(trials) // each, 1)][:each]]
 
 
-def check_splits(subject: Subject) -> Iterator[Finding]:
+def check_splits(untrained: UntrainedRun) -> Iterator[Finding]:
     """Events and sentences of validation that training has too."""
-    prepared = subject.prepared
+    prepared = untrained.prepared
     train, val = (
         [prepared.trial_set.trials[i] for i in indices] for indices in (prepared.train_indices, prepared.val_indices)
     )
@@ -117,9 +117,9 @@ def _isolated_words(trials: Sequence[Trial]) -> bool:
     return all(len(normalise_text(trial.text).split()) <= 1 for trial in trials if trial.text)
 
 
-def check_sampling(subject: Subject) -> Iterator[Finding]:
+def check_sampling(untrained: UntrainedRun) -> Iterator[Finding]:
     """How often the sampler draws the trials of each session."""
-    prepared, per_batch = subject.prepared, subject.prepared.config.data.sessions_per_batch
+    prepared, per_batch = untrained.prepared, untrained.prepared.config.data.sessions_per_batch
     sizes = defaultdict[str, int](int)
     for i in prepared.train_indices:
         sizes[prepared.trial_set.trials[i].session] += 1
@@ -133,9 +133,9 @@ def check_sampling(subject: Subject) -> Iterator[Finding]:
         yield found("session_imbalance", evidence, "preflight")
 
 
-def check_speakers(subject: Subject) -> Iterator[Finding]:
+def check_speakers(untrained: UntrainedRun) -> Iterator[Finding]:
     """Recordings: the speakers that the first batches bring, and that their audio is each trial's own."""
-    prepared = subject.prepared
+    prepared = untrained.prepared
     if prepared.config.preprocessor.signal != SignalKind.WAVEFORM:
         return
     trials, plan = prepared.trial_set.trials, batch_plan(prepared)
@@ -150,12 +150,12 @@ def check_speakers(subject: Subject) -> Iterator[Finding]:
         )
         yield found("single_speaker_audio", evidence, "preflight")
         return
-    yield from _shared_audio(subject, drawn)
+    yield from _shared_audio(untrained, drawn)
 
 
-def _shared_audio(subject: Subject, drawn: Sequence[int]) -> Iterator[Finding]:
+def _shared_audio(untrained: UntrainedRun, drawn: Sequence[int]) -> Iterator[Finding]:
     """Trials of the same text and different speakers that hold the same samples."""
-    trials, by_text = subject.prepared.trial_set.trials, defaultdict[str, dict[str, int]](dict)
+    trials, by_text = untrained.prepared.trial_set.trials, defaultdict[str, dict[str, int]](dict)
     for i in drawn:
         by_text[normalise_text(trials[i].text or "")].setdefault(trials[i].speaker, i)
     groups = sorted((list(members.values()) for members in by_text.values()), key=len, reverse=True)
@@ -166,7 +166,7 @@ def _shared_audio(subject: Subject, drawn: Sequence[int]) -> Iterator[Finding]:
             break
         first = dict[bytes, int]()
         for i in members:
-            samples = np.ascontiguousarray(subject.prepared.trial_set.signal(i))
+            samples = np.ascontiguousarray(untrained.prepared.trial_set.signal(i))
             earlier = first.setdefault(hashlib.blake2b(samples.tobytes()).digest(), i)
             same += [(earlier, i)] if earlier != i else []
         compared += len(members)
@@ -179,14 +179,14 @@ def _shared_audio(subject: Subject, drawn: Sequence[int]) -> Iterator[Finding]:
         yield found("single_speaker_audio", evidence, "preflight")
 
 
-def check_pipeline(subject: Subject) -> Iterator[Finding]:
+def check_pipeline(untrained: UntrainedRun) -> Iterator[Finding]:
     """Training without augmentation and evaluation give the same features, bit for bit, of the same length."""
-    pipeline = copy.copy(subject.prepared.pipeline)
+    pipeline = copy.copy(untrained.prepared.pipeline)
     pipeline.augmentation = AugmentationConfig()
-    read = subject.whole
-    draws = Draws(subject.prepared.config.seed, 0, tuple(range(len(read))), read.signal.device)
+    read = untrained.whole
+    draws = Draws(untrained.prepared.config.seed, 0, tuple(range(len(read))), read.signal.device)
     trained = pipeline.train(read.map_tensors(torch.Tensor.clone), draws)
-    evaluated = subject.prepared.pipeline.evaluate(read.map_tensors(torch.Tensor.clone))
+    evaluated = untrained.prepared.pipeline.evaluate(read.map_tensors(torch.Tensor.clone))
     lengths = [batch.lengths_B.tolist() for batch in (trained, evaluated)]
     if lengths[0] != lengths[1] or trained.signal.shape != evaluated.signal.shape:
         difference = f"{lengths[0][0]} bins in training and {lengths[1][0]} in evaluation"
@@ -199,9 +199,9 @@ def check_pipeline(subject: Subject) -> Iterator[Finding]:
     yield found("train_eval_mismatch", evidence, "preflight")
 
 
-def check_augmentation(subject: Subject) -> Iterator[Finding]:
+def check_augmentation(untrained: UntrainedRun) -> Iterator[Finding]:
     """What augmentation adds to the features does not drown them."""
-    prepared, read = subject.prepared, subject.whole
+    prepared, read = untrained.prepared, untrained.whole
     binned = prepared.config.preprocessor.signal == SignalKind.BINNED
     if prepared.pipeline.augmentation == AugmentationConfig() or not binned:
         return

@@ -18,7 +18,7 @@ from sottovoce.core.errors import SottovoceError
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import TrialSet
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.evaluation.emissions import decoded
 from sottovoce.evaluation.scoring import score
 from sottovoce.runs.trained_decoder import TrainedDecoder, load
@@ -39,18 +39,18 @@ FAILURES: Final = (
 """What code that nobody has run yet ends with."""
 
 
-def check_exit(subject: Subject) -> Iterator[Finding]:
+def check_exit(untrained: UntrainedRun) -> Iterator[Finding]:
     """What otherwise happens first when everything has been trained."""
     with tempfile.TemporaryDirectory() as folder:
         doing = "saving a checkpoint"
         try:
-            _save(subject, Path(folder))
+            _save(untrained, Path(folder))
             doing = "loading the checkpoint"
-            loaded = _load(subject, Path(folder))
-            differing = _differing(subject, loaded)
+            loaded = _load(untrained, Path(folder))
+            differing = _differing(untrained, loaded)
             doing = "decoding and scoring two trials"
             if not differing:
-                _score(subject, loaded)
+                _score(untrained, loaded)
         except FAILURES as error:  # found now, it costs a second and not the run
             evidence = f"{doing.capitalize()} fails: {type(error).__name__}: {' '.join(str(error).split())}."
             yield found("late_crash", evidence, "preflight")
@@ -60,30 +60,30 @@ def check_exit(subject: Subject) -> Iterator[Finding]:
         yield found("late_crash", evidence, "preflight")
 
 
-def _save(subject: Subject, run_dir: Path) -> None:
+def _save(untrained: UntrainedRun, run_dir: Path) -> None:
     """The files of a run with a checkpoint of now; its optimiser has no state yet."""
-    subject.enter()
-    training_run.write_run_files(run_dir, subject.prepared)
-    parts, state = subject.loop.checkpoint(subject.optimizer)
+    untrained.enter()
+    training_run.write_run_files(run_dir, untrained.prepared)
+    parts, state = untrained.loop.checkpoint(untrained.optimizer)
     folder = run_dir / "checkpoints" / "last"
     write_checkpoint(folder, 0, parts, state)
     if not has_checkpoint(folder):
         raise FileNotFoundError(f"no checkpoint in {folder.name} although it was written")
 
 
-def _load(subject: Subject, run_dir: Path) -> TrainedDecoder:
+def _load(untrained: UntrainedRun, run_dir: Path) -> TrainedDecoder:
     """The run as `evaluate` reads it, into an empty copy of the model: building a large one anew takes seconds."""
-    model = copy.deepcopy(subject.computer.model)
+    model = copy.deepcopy(untrained.computer.model)
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.zero_()
-    if training_run.read_run_config(run_dir) != subject.prepared.config:
+    if training_run.read_run_config(run_dir) != untrained.prepared.config:
         raise ValueError("config.yaml does not give back the run's configuration")
     return load(run_dir, model)
 
 
-def _differing(subject: Subject, loaded: TrainedDecoder) -> list[str]:
-    saved, read = subject.computer.model.state_dict(), loaded.model.state_dict()
+def _differing(untrained: UntrainedRun, loaded: TrainedDecoder) -> list[str]:
+    saved, read = untrained.computer.model.state_dict(), loaded.model.state_dict()
     return [name for name in saved if name not in read or not torch.equal(saved[name].cpu(), read[name].cpu())]
 
 
@@ -99,15 +99,15 @@ class _Cut:
         return self.source.signal(index)[: self.most_steps]
 
 
-def _score(subject: Subject, loaded: TrainedDecoder) -> None:
+def _score(untrained: UntrainedRun, loaded: TrainedDecoder) -> None:
     """Decode and score the beginnings of two labelled validation trials, of training where there are none."""
-    prepared = subject.prepared
+    prepared = untrained.prepared
     trials = prepared.trial_set.trials
     usable = [i for i in prepared.val_indices or prepared.train_indices if trials[i].labels]
     indices = sorted(usable, key=lambda i: trials[i].num_steps)[:2]
     loaded = replace(loaded, trained=loaded.model.components)  # by the end they are
     decoder = loaded.decoder()
-    cut = _Cut(prepared.trial_set, int(subject.batch.lengths_B.max()))
+    cut = _Cut(prepared.trial_set, int(untrained.batch.lengths_B.max()))
     trials_decoded = decoded(loaded, cut, indices, [decoder])
     texts = {trials[i].text or "" for i in prepared.train_indices}
     score(

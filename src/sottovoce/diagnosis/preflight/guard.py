@@ -10,7 +10,7 @@ from torch import nn
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.training.guard import GradientGuard
 
 UNOWNED_GRADIENT: Final = 1e3
@@ -31,9 +31,9 @@ class _Toy(nn.Module):
         return {"first": self.first, "second": self.second}
 
 
-def guard_answers(subject: Subject) -> Iterator[Finding]:
+def guard_answers(untrained: UntrainedRun) -> Iterator[Finding]:
     """What is wrong with the guard that the run will use, asked on three toy parameters."""
-    made = type(subject.computer.guard)
+    made = type(untrained.computer.guard)
     yield from _unowned(made)
     yield from _clip(made)
 

@@ -26,39 +26,39 @@ from sottovoce.diagnosis.preflight.known_outputs import labels_of, rehearsal_tri
 from sottovoce.diagnosis.preflight.numbers import loss_answers
 from sottovoce.diagnosis.preflight.resume import resume_answers
 from sottovoce.diagnosis.preflight.selection import copied_trials, selection_metrics, selection_trials
-from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.symbols import symbol_answers, texts_agree
 from sottovoce.diagnosis.preflight.transducer import transducer_answers
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.metrics import error_rates
 
 CLOSE: Final = 1e-6
 """Rates of small counts are exact to this."""
 
 
-def known_answers(subject: Subject) -> Iterator[Finding]:
+def known_answers(untrained: UntrainedRun) -> Iterator[Finding]:
     """What is wrong with the functions that score, decode, select, weigh and continue this run."""
     yield from first_found(
-        positional_metrics(subject),
-        aggregation(subject),
+        positional_metrics(untrained),
+        aggregation(untrained),
         printed_units(),
-        greedy_order(subject),
-        symbol_answers(subject),
-        validated_rates(subject),
-        texts_agree(subject),
-        selection_metrics(subject),
-        reference_texts(subject),
+        greedy_order(untrained),
+        symbol_answers(untrained),
+        validated_rates(untrained),
+        texts_agree(untrained),
+        selection_metrics(untrained),
+        reference_texts(untrained),
     )
-    yield from selection_trials(subject)
-    yield from copied_trials(subject)
-    yield from transducer_answers(subject)
-    yield from loss_answers(subject)
-    yield from guard_answers(subject)
-    yield from resume_answers(subject)
+    yield from selection_trials(untrained)
+    yield from copied_trials(untrained)
+    yield from transducer_answers(untrained)
+    yield from loss_answers(untrained)
+    yield from guard_answers(untrained)
+    yield from resume_answers(untrained)
 
 
-def positional_metrics(subject: Subject) -> Iterator[Finding]:
+def positional_metrics(untrained: UntrainedRun) -> Iterator[Finding]:
     """An insertion at the front costs one error."""
-    validation = subject.loop.validation
+    validation = untrained.loop.validation
     trial, said = _hypothesis("insertion", tuple(range(1, 11)), (11, *range(1, 11)))
     errors = validation.score([(trial, said)], validation.table, decoder="greedy").scores[0].per.errors
     if errors > 1:
@@ -69,9 +69,9 @@ def positional_metrics(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def aggregation(subject: Subject) -> Iterator[Finding]:
+def aggregation(untrained: UntrainedRun) -> Iterator[Finding]:
     """Rates are sums of errors over sums of lengths, as fractions."""
-    validation = subject.loop.validation
+    validation = untrained.loop.validation
     table = validation.table
     wrong, right = (
         _hypothesis("wrong", _cycle(table, 1), ()),
@@ -82,18 +82,18 @@ def aggregation(subject: Subject) -> Iterator[Finding]:
         yield from _judged(per, 1 / 20, "Errors [1, 0] in references of [1, 19] symbols give {}")
 
 
-def validated_rates(subject: Subject) -> Iterator[Finding]:
+def validated_rates(untrained: UntrainedRun) -> Iterator[Finding]:
     """The same of what the run's validation reports: of a model that says nothing, and of one that mostly is right."""
-    places = rehearsal_trials(subject)
+    places = rehearsal_trials(untrained)
     if not places:
         return
-    labels = labels_of(subject, places)
+    labels = labels_of(untrained, places)
     blank: dict[int, tuple[int, ...]] = dict.fromkeys(places, ())
     last = places[-1]
     share = len(labels[last]) / sum(map(len, labels.values()))
     what = f"validation gives a model that {{}} a PER of {{{{}}}} ({len(places)} trials)"
-    yield from _judged(rehearsed(subject, blank).get("val/per"), 1.0, what.format("says nothing"))
-    mixed = rehearsed(subject, labels | {last: ()}).get("val/per")
+    yield from _judged(rehearsed(untrained, blank).get("val/per"), 1.0, what.format("says nothing"))
+    mixed = rehearsed(untrained, labels | {last: ()}).get("val/per")
     yield from _judged(mixed, share, what.format("says nothing in the last trial and is right in the others"))
 
 
@@ -120,9 +120,9 @@ def printed_units() -> Iterator[Finding]:
                 return
 
 
-def greedy_order(subject: Subject) -> Iterator[Finding]:
+def greedy_order(untrained: UntrainedRun) -> Iterator[Finding]:
     """Repeats are merged first, then blanks dropped: `a a – a b` is `a a b`."""
-    validation, blank = subject.loop.validation, subject.computer.blank
+    validation, blank = untrained.loop.validation, untrained.computer.blank
     first, second = [i for i in range(len(validation.table)) if i != blank][4:6]
     path = [first, first, blank, first, second]
     frames_SV = torch.nn.functional.one_hot(torch.tensor(path), len(validation.table)).float()
@@ -136,9 +136,9 @@ def greedy_order(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def reference_texts(subject: Subject) -> Iterator[Finding]:
+def reference_texts(untrained: UntrainedRun) -> Iterator[Finding]:
     """The reference of WER, CER and WRA is the trial's text, whatever its symbols; no two symbols count as one."""
-    validation = subject.loop.validation
+    validation = untrained.loop.validation
     yield from _text_is_the_reference(validation.score, validation.table)
     yield from _no_merged_symbols(validation.score, validation.table)
 

@@ -14,7 +14,7 @@ import torch
 
 from sottovoce.core.trial import Trial
 from sottovoce.decoding.emissions import Emissions
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.evaluation.emissions import TrialEmissions
 from sottovoce.models.compose import COMPONENTS
 from sottovoce.runs.trained_decoder import decoder_parts
@@ -76,7 +76,7 @@ def spoken(trial: Trial, labels: Sequence[int], head: CountingHead) -> TrialEmis
     return TrialEmissions(trial, Emissions(logits_SV.log_softmax(-1).numpy(), head.frames(logits_SV)))
 
 
-def rehearsed(subject: Subject, said: Mapping[int, Sequence[int]], trained: bool = True) -> dict[str, float]:
+def rehearsed(untrained: UntrainedRun, said: Mapping[int, Sequence[int]], trained: bool = True) -> dict[str, float]:
     """What the run's validation makes of it if the model says `said` of the trials with these places in the trial set.
 
     `trained`: every component has learnt before, so that the configured decoder decodes.
@@ -84,8 +84,8 @@ def rehearsed(subject: Subject, said: Mapping[int, Sequence[int]], trained: bool
     Raises:
         DataError: the trials cannot be scored.
     """
-    computer, validation = subject.computer, copy.copy(subject.loop.validation)
-    table, prepared = validation.table, subject.prepared
+    computer, validation = untrained.computer, copy.copy(untrained.loop.validation)
+    table, prepared = validation.table, untrained.prepared
     parts = decoder_parts(table, prepared.vocabulary, computer.model)
     head = CountingHead(table.blank, len(table))
     if parts.transducer is not None:
@@ -103,9 +103,9 @@ def rehearsed(subject: Subject, said: Mapping[int, Sequence[int]], trained: bool
         computer.progress = before
 
 
-def rehearsal_trials(subject: Subject, split: str = "val") -> list[int]:
+def rehearsal_trials(untrained: UntrainedRun, split: str = "val") -> list[int]:
     """Some labelled trials of the run's `split` (those of training where there are none), those with a text first."""
-    prepared = subject.prepared
+    prepared = untrained.prepared
     trials = prepared.trial_set.trials
     places = (prepared.val_indices if split == "val" else []) or prepared.train_indices
     labelled = [i for i in places if trials[i].labels]
@@ -113,6 +113,6 @@ def rehearsal_trials(subject: Subject, split: str = "val") -> list[int]:
     return sorted(one_split, key=lambda i: (not trials[i].text, len(trials[i].labels or ()), i))[:NUM_TRIALS]
 
 
-def labels_of(subject: Subject, places: Sequence[int]) -> dict[int, tuple[int, ...]]:
+def labels_of(untrained: UntrainedRun, places: Sequence[int]) -> dict[int, tuple[int, ...]]:
     """The labels of the trials at `places`."""
-    return {i: subject.prepared.trial_set.trials[i].labels or () for i in places}
+    return {i: untrained.prepared.trial_set.trials[i].labels or () for i in places}

@@ -18,7 +18,7 @@ from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.numbers import half_precision_parts
 from sottovoce.diagnosis.preflight.padding import check_padding
 from sottovoce.diagnosis.preflight.ssm import check_ssm, decays_in_low_precision, needs_another_device
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.models import compose
 from sottovoce.models.compose import DecoderModel, ModelConfig
 
@@ -32,28 +32,28 @@ EARLY: Final = 0.25
 FULL: Final = (torch.float32, torch.float64)
 
 
-def check_precision(subject: Subject) -> Iterator[Finding]:
+def check_precision(untrained: UntrainedRun) -> Iterator[Finding]:
     """Parameters in formats that cannot hold them; asked before anything is computed with them."""
-    yield from half_precision_parts(subject)
-    yield from decays_in_low_precision(subject)
+    yield from half_precision_parts(untrained)
+    yield from decays_in_low_precision(untrained)
 
 
-def check_layers(subject: Subject) -> Iterator[Finding]:
+def check_layers(untrained: UntrainedRun) -> Iterator[Finding]:
     """What is wrong with the model's layers and the features; the model is the run's own, on its own first trials."""
-    replaced = list(replaced_parts(subject))
+    replaced = list(replaced_parts(untrained))
     yield from replaced
     if not replaced:
-        yield from check_ssm(subject)
-    yield from smoothing_shift(subject)
-    if all(p.dtype in FULL for p in subject.computer.model.parameters()):
-        if not needs_another_device(subject):
-            yield from check_padding(subject)
-        yield from looks_ahead(subject)
+        yield from check_ssm(untrained)
+    yield from smoothing_shift(untrained)
+    if all(p.dtype in FULL for p in untrained.computer.model.parameters()):
+        if not needs_another_device(untrained):
+            yield from check_padding(untrained)
+        yield from looks_ahead(untrained)
 
 
-def replaced_parts(subject: Subject) -> Iterator[Finding]:
+def replaced_parts(untrained: UntrainedRun) -> Iterator[Finding]:
     """The model is what its configuration names: the class of each part, and every parameter's name and shape."""
-    config, model = subject.prepared.config.model, subject.computer.model
+    config, model = untrained.prepared.config.model, untrained.computer.model
     for what, wanted, got in _classes(config, model):
         if wanted != got:
             yield found("backend_replaced", f"{what} asks for {wanted}, but the model has {got}.", "preflight")
@@ -93,9 +93,9 @@ def _presence(part: object) -> str:
     return "such a part" if part is not None else "none"
 
 
-def smoothing_shift(subject: Subject) -> Iterator[Finding]:
+def smoothing_shift(untrained: UntrainedRun) -> Iterator[Finding]:
     """An impulse that is smoothed stays where it was."""
-    pipeline = copy.copy(subject.computer.pipeline)
+    pipeline = copy.copy(untrained.computer.pipeline)
     if not pipeline.taps:
         return
     pipeline.preprocessor = replace(pipeline.preprocessor, log_mel=None, normalisation="none")
@@ -115,16 +115,16 @@ def smoothing_shift(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def looks_ahead(subject: Subject) -> Iterator[Finding]:
+def looks_ahead(untrained: UntrainedRun) -> Iterator[Finding]:
     """A causal encoder behind features that need the whole trial: what is decoded is no stream.
 
     A causal encoder that could also look ahead is asked for to decode streams, a GRU is causal anyway: there it is only
     worth knowing.
     """
-    encoder = subject.computer.model.encoder
+    encoder = untrained.computer.model.encoder
     if not encoder.causal:
         return
-    module, batch = subject.computer, subject.part(subject.whole).batch
+    module, batch = untrained.computer, untrained.part(untrained.whole).batch
     first = replace(batch.map_tensors(lambda x: x[:1]), trial_ids=batch.trial_ids[:1])
     size = int(first.lengths_B[0])
     changed = replace(first, signal=first.signal.clone())

@@ -13,7 +13,7 @@ from sottovoce.core.trial import Batch, pad_labels
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.memory_limits import available_to_cpu, available_to_gpu, held
 from sottovoce.diagnosis.preflight.rehearsal import Rehearsal, rehearse, saved_bytes
-from sottovoce.diagnosis.preflight.subject import Subject, shortest_frames
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun, shortest_frames
 from sottovoce.training.branches import TRANSDUCER
 from sottovoce.training.preparation import Prepared
 
@@ -55,9 +55,9 @@ class MemoryEstimate:
         )
 
 
-def check_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
+def check_memory(untrained: UntrainedRun, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
     """Whether the longest batch fits: an error where it is far from that, a warning where it is close."""
-    estimate = estimate_memory(subject, rehearsals)
+    estimate = estimate_memory(untrained, rehearsals)
     share = estimate.total / estimate.available
     if share > CLOSE:
         evidence, is_certain = f"By an estimate {estimate}.", share >= CERTAIN
@@ -68,12 +68,12 @@ def check_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[
 
 def memory_of(prepared: Prepared) -> MemoryEstimate:
     """What the longest batch of a run will take, from one rehearsed step of each kind in its curriculum."""
-    subject = Subject.of(prepared)
-    with subject.untouched():
-        return estimate_memory(subject, [rehearse(subject, moment) for moment in subject.moments])
+    untrained = UntrainedRun.of(prepared)
+    with untrained.untouched():
+        return estimate_memory(untrained, [rehearse(untrained, step_kind) for step_kind in untrained.step_kinds])
 
 
-def estimate_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> MemoryEstimate:
+def estimate_memory(untrained: UntrainedRun, rehearsals: Sequence[Rehearsal]) -> MemoryEstimate:
     """Bytes of `training.batch_size` trials as long as the longest of training, in the stage that keeps the most.
 
     What autograd saves is made of four parts: what there is once (transposed weights), what there is for each trial
@@ -86,48 +86,48 @@ def estimate_memory(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Memory
     layers of 192 in place of the GRU of `demo`: 1.08 (16) and 0.98 (64).
     A run of `demo` in batches of 128, validation and all: 1.04.
     """
-    prepared, batch = subject.prepared, subject.batch
+    prepared, batch = untrained.prepared, untrained.batch
     trials = [prepared.trial_set.trials[i] for i in prepared.train_indices]
     size, steps = prepared.config.training.batch_size, max(trial.num_steps for trial in trials)
     labels = max(len(trial.labels or ()) for trial in trials)
     largest = max(rehearsals, key=lambda rehearsal: rehearsal.saved_bytes)
-    activations = _kept(subject, largest, size, shortest_frames(prepared, steps), labels)
+    activations = _kept(untrained, largest, size, shortest_frames(prepared, steps), labels)
     signals = size * steps * batch.signal[0, 0].numel() * batch.signal.element_size() * 2
-    weights = sum(p.numel() * p.element_size() for p in subject.computer.model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in untrained.computer.model.parameters())
     if torch.cuda.is_available() and prepared.config.trainer.accelerator != "cpu":
-        return MemoryEstimate(4 * weights + _of_teachers(subject), activations + signals, 0, available_to_gpu())
+        return MemoryEstimate(4 * weights + _of_teachers(untrained), activations + signals, 0, available_to_gpu())
     process = held() - weights + 3 * weights
     available = available_to_cpu(prepared.config.trainer.devices)
     return MemoryEstimate(4 * weights, activations + signals, process, available)
 
 
-def _of_teachers(subject: Subject) -> int:
+def _of_teachers(untrained: UntrainedRun) -> int:
     """Bytes of the weights of teachers; on a CPU the process holds them by now."""
-    teachers = subject.computer.teachers
+    teachers = untrained.computer.teachers
     models = [teacher.run.model for teacher in teachers.teachers] if teachers is not None else []
     return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
 
 
-def _kept(subject: Subject, largest: Rehearsal, size: int, frames: int, labels: int) -> int:
+def _kept(untrained: UntrainedRun, largest: Rehearsal, size: int, frames: int, labels: int) -> int:
     """Bytes at the peak of a step over `size` trials of `frames` frames with `labels` labels each."""
-    batch, moment = subject.batch, largest.moment
+    batch, step_kind = untrained.batch, largest.step_kind
     longer = _longer(batch, LONGER)
-    frames_of = [shortest_frames(subject.prepared, b.signal.shape[1]) for b in (batch, longer)]
+    frames_of = [shortest_frames(untrained.prepared, b.signal.shape[1]) for b in (batch, longer)]
     saved = largest.saved_bytes
-    of_twice, of_longer = (saved_bytes(subject, moment, other) for other in (_twice(batch), longer))
+    of_twice, of_longer = (saved_bytes(untrained, step_kind, other) for other in (_twice(batch), longer))
     per_frame = max(of_longer - saved, 0) / (len(batch) * (frames_of[1] - frames_of[0]))
     per_pair = 0.0
-    if subject.computer.model.encoder.compares_frames:  # growth is the steeper, the longer the trials
+    if untrained.computer.model.encoder.compares_frames:  # growth is the steeper, the longer the trials
         half = _longer(batch, LONGER // 2)
-        between = shortest_frames(subject.prepared, half.signal.shape[1])
-        gentler = (saved_bytes(subject, moment, half) - saved) / (len(batch) * (between - frames_of[0]))
+        between = shortest_frames(untrained.prepared, half.signal.shape[1])
+        gentler = (saved_bytes(untrained, step_kind, half) - saved) / (len(batch) * (between - frames_of[0]))
         per_pair = max((per_frame - gentler) / (frames_of[1] - between), 0.0)
         per_frame -= per_pair * sum(frames_of)
     per_trial = max((of_twice - saved) / len(batch) - per_frame * frames_of[0] - per_pair * frames_of[0] ** 2, 0.0)
     once = max(2 * saved - of_twice, 0)
     per_cell, cells = 0.0, batch.labels_BU.shape[1]
-    if TRANSDUCER.name in moment.activity.weights and cells:
-        more = saved_bytes(subject, moment, _more_labels(longer, LONGER)) - of_longer
+    if TRANSDUCER.name in step_kind.activity.weights and cells:
+        more = saved_bytes(untrained, step_kind, _more_labels(longer, LONGER)) - of_longer
         per_cell = max(more, 0) / (len(batch) * frames_of[1] * (LONGER - 1) * cells)
         per_frame = max(per_frame - per_cell * (cells + 1), 0.0)
     of_a_frame = per_frame + per_cell * (labels + 1) + per_pair * frames

@@ -15,7 +15,7 @@ from torch import nn
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.exact_losses import ctc_nats, log_probabilities, transducer_nats
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.training.branches import CTC, TRANSDUCER
 
 FRAMES: Final = 500
@@ -37,18 +37,18 @@ HALF: Final = (torch.float16, torch.bfloat16)
 SEED: Final = 1
 
 
-def loss_answers(subject: Subject) -> Iterator[Finding]:
+def loss_answers(untrained: UntrainedRun) -> Iterator[Finding]:
     """Where the run's lattice losses are not those of float64: because they underflow, or round too early, or drift."""
-    blank, num_symbols = subject.computer.blank, subject.computer.model.head.out_features
+    blank, num_symbols = untrained.computer.blank, untrained.computer.model.head.out_features
     generator = torch.Generator().manual_seed(SEED)
     labels = [i for i in range(num_symbols) if i != blank]
     target = [labels[i] for i in torch.randint(len(labels), (LABELS,), generator=generator).tolist()]
     logits_SV = 2 * torch.randn(FRAMES, num_symbols, generator=generator)
-    branches = subject.computer.branches
+    branches = untrained.computer.branches
     loss = branches[CTC.name].functions["ctc_loss"]
     yield from _underflow("ctc_loss", loss, blank, num_symbols)
     yield from _ctc_error("ctc_loss", loss, logits_SV, target, blank)
-    head = subject.computer.model.transducer
+    head = untrained.computer.model.transducer
     if head is None:
         return
     name = "fused_transducer_loss" if head.config.joint == "additive" else "transducer_loss"
@@ -141,9 +141,9 @@ def _drift(which: str, nats: float, exact: float, place: str) -> Finding:
     )
 
 
-def half_precision_parts(subject: Subject) -> Iterator[Finding]:
+def half_precision_parts(untrained: UntrainedRun) -> Iterator[Finding]:
     """Parameters in bfloat16, and constants that float16 swallows beside parameters in float16."""
-    model = subject.computer.model
+    model = untrained.computer.model
     low = {
         dtype: [n for n, p in model.named_parameters() if p.dtype == dtype and n.split(".")[-1] not in DECAYS]
         for dtype in HALF
@@ -156,17 +156,17 @@ def half_precision_parts(subject: Subject) -> Iterator[Finding]:
             "preflight",
         )
     if low[torch.float16]:
-        yield from _half_constants(subject, low[torch.float16])
+        yield from _half_constants(untrained, low[torch.float16])
 
 
-def _half_constants(subject: Subject, names: Sequence[str]) -> Iterator[Finding]:
+def _half_constants(untrained: UntrainedRun, names: Sequence[str]) -> Iterator[Finding]:
     small = {
         f"{name}.eps": module.eps
-        for name, module in subject.computer.model.named_modules()
+        for name, module in untrained.computer.model.named_modules()
         if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d)
         and any(p.dtype == torch.float16 for p in module.parameters(recurse=False))
     }
-    small["training.optimizer.eps"] = subject.prepared.config.training.optimizer.eps
+    small["training.optimizer.eps"] = untrained.prepared.config.training.optimizer.eps
     swallowed = {name: eps for name, eps in small.items() if eps < SMALLEST_NORMAL_HALF}
     if swallowed:
         name, eps = next(iter(swallowed.items()))

@@ -14,7 +14,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.data.collation import StepPart
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.rehearsal import Rehearsal, rehearse
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.models.compose import DecoderModel
 from sottovoce.training.branches import BRANCHES, DENOISING
 from sottovoce.training.guard import owned_by
@@ -30,12 +30,12 @@ NUM_RATES: Final = 25
 """Steps spread over the run whose learning rates are looked at."""
 
 
-def check_ownership(subject: Subject) -> Iterator[Finding]:
+def check_ownership(untrained: UntrainedRun) -> Iterator[Finding]:
     """Everything that a stage trains belongs to the optimiser, once, in the group that its name says."""
-    model, optimizer = subject.computer.model, subject.optimizer
+    model, optimizer = untrained.computer.model, untrained.optimizer
     counts = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
     names = {id(p): name for name, p in model.named_parameters()}
-    learning = {component for moment in subject.moments for component in moment.activity.rates}
+    learning = {component for step_kind in untrained.step_kinds for component in step_kind.activity.rates}
     component_of = model.component_of
     shall_learn = {
         name: p
@@ -46,7 +46,7 @@ def check_ownership(subject: Subject) -> Iterator[Finding]:
     strange = [group["name"] for group in optimizer.param_groups for p in group["params"] if id(p) not in names]
     if stale:
         sizes = sum(shall_learn[name].numel() for name in stale)
-        stages = sorted({m.stage for m in subject.moments for n in stale if component_of(n) in m.activity.rates})
+        stages = sorted({m.stage for m in untrained.step_kinds for n in stale if component_of(n) in m.activity.rates})
         where = f" (stage{'s' * (len(stages) > 1)} {', '.join(stages)})" if stages else ""
         evidence = (
             f"{len(stale)} of {len(shall_learn)} parameters that shall learn{where} are in no group of the optimiser, "
@@ -59,13 +59,13 @@ def check_ownership(subject: Subject) -> Iterator[Finding]:
     twice = [names[key] for key, count in counts.items() if count > 1 and key in names]
     if twice:
         yield found("ambiguous_parameter_groups", f"{_some(twice)} are in the optimiser more than once.", "preflight")
-    yield from _groups(subject, names)
+    yield from _groups(untrained, names)
 
 
-def _groups(subject: Subject, names: dict[int, str]) -> Iterator[Finding]:
-    decay = subject.computer.config.training.optimizer.weight_decay
+def _groups(untrained: UntrainedRun, names: dict[int, str]) -> Iterator[Finding]:
+    decay = untrained.computer.config.training.optimizer.weight_decay
     misplaced, decayed = [], []
-    for group in subject.optimizer.param_groups:
+    for group in untrained.optimizer.param_groups:
         kind = str(group["name"]).rsplit(".", 1)[-1]
         for name in (names[id(p)] for p in group["params"] if id(p) in names):
             component = group.get("component")
@@ -86,10 +86,10 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def check_reach(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
+def check_reach(untrained: UntrainedRun, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
     """Every owned parameter receives a gradient in some stage, and no frozen branch sends any."""
     owned, reached = (
-        owned_by(subject.optimizer, subject.computer.named),
+        owned_by(untrained.optimizer, untrained.computer.named),
         frozenset[str]().union(*(r.reached for r in rehearsals)),
     )
     adapters_work = any(name.startswith(SESSION_MODULE) for name in reached)
@@ -100,62 +100,62 @@ def check_reach(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[F
             f"{sum(owned[n].numel() for n in unused):,} numbers: {_some(unused)}."
         )
         yield found("unused_parameters", evidence, "preflight")
-    yield from _leaking(subject, rehearsals)
+    yield from _leaking(untrained, rehearsals)
 
 
-def check_held(subject: Subject) -> Iterator[Finding]:
+def check_held(untrained: UntrainedRun) -> Iterator[Finding]:
     """Stages in which a loss is computed whose weight is 0 or whose head is frozen; only those are run."""
-    for moment in subject.moments:
-        stage, computed = subject.computer.curriculum.stage(moment.position).config, moment.activity.weights
-        if any(not stage.weight_of(n) or BRANCHES[n].component not in moment.activity.rates for n in computed):
-            yield from _leaking(subject, [rehearse(subject, moment)])
+    for step_kind in untrained.step_kinds:
+        stage, computed = untrained.computer.curriculum.stage(step_kind.position).config, step_kind.activity.weights
+        if any(not stage.weight_of(n) or BRANCHES[n].component not in step_kind.activity.rates for n in computed):
+            yield from _leaking(untrained, [rehearse(untrained, step_kind)])
             return
 
 
-def _leaking(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
+def _leaking(untrained: UntrainedRun, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
     for rehearsal in rehearsals:
-        leaks = list(_leaks(subject, rehearsal))
+        leaks = list(_leaks(untrained, rehearsal))
         if leaks:
-            evidence = f"In {rehearsal.moment}: {'; '.join(leaks)}."
+            evidence = f"In {rehearsal.step_kind}: {'; '.join(leaks)}."
             yield found("frozen_branch_leaks", evidence, "preflight")
             return
 
 
-def _leaks(subject: Subject, rehearsal: Rehearsal) -> Iterator[str]:
-    moment = rehearsal.moment
-    stage = subject.computer.curriculum.stage(moment.position).config
+def _leaks(untrained: UntrainedRun, rehearsal: Rehearsal) -> Iterator[str]:
+    step_kind = rehearsal.step_kind
+    stage = untrained.computer.curriculum.stage(step_kind.position).config
     for name, norm in rehearsal.into_encoder.items():
-        off = not stage.weight_of(name) or name not in moment.activity.weights
+        off = not stage.weight_of(name) or name not in step_kind.activity.weights
         component = BRANCHES[name].component
-        held = component not in moment.activity.rates
+        held = component not in step_kind.activity.rates
         if norm is not None and (off or held):
             why = "has no weight" if off else f"trains through {component}, which is frozen"
             yield f"the loss {name} {why} and sends a gradient of norm {norm:.3g} into the encoder"
-    frozen = sorted(n for n in rehearsal.reached if DecoderModel.component_of(n) not in moment.activity.rates)
+    frozen = sorted(n for n in rehearsal.reached if DecoderModel.component_of(n) not in step_kind.activity.rates)
     if frozen:
         yield f"gradients reach what is frozen: {_some(frozen)}"
-    moved = [n for n in rehearsal.moved_buffers if DecoderModel.component_of(n) not in moment.activity.rates]
+    moved = [n for n in rehearsal.moved_buffers if DecoderModel.component_of(n) not in step_kind.activity.rates]
     if moved:
         yield f"running statistics of what is frozen move: {_some(moved)}"
 
 
-def check_schedule(subject: Subject) -> Iterator[Finding]:
+def check_schedule(untrained: UntrainedRun) -> Iterator[Finding]:
     """The learning rates that the run sets, over its planned steps, against the configured curve."""
-    computer, config = subject.computer, subject.computer.config.training
-    moment = subject.moments[-1]
-    subject.enter(moment)
+    computer, config = untrained.computer, untrained.computer.config.training
+    step_kind = untrained.step_kinds[-1]
+    untrained.enter(step_kind)
     total = computer.curriculum.total_steps
     steps = sorted({0, 1, config.scheduler.warmup_steps, *(i * (total - 1) // NUM_RATES for i in range(NUM_RATES + 1))})
     seen, wrong = set[float](), list[tuple[int, str, float, float]]()
     for step in steps:
         computer.progress.updates = step
-        computer.set_rates(subject.optimizer)
-        for group in subject.optimizer.param_groups:
+        computer.set_rates(untrained.optimizer)
+        for group in untrained.optimizer.param_groups:
             kind = str(group["name"]).rsplit(".", 1)[-1]
             peak = (config.optimizer.session_lr or config.optimizer.lr) if kind == "session" else config.optimizer.lr
             component = group.get("component")
-            share = 1.0 if component is None else moment.activity.rates.get(component, 0.0)
-            planned, rate = peak * share * _planned_factor(subject, step), float(group["lr"])
+            share = 1.0 if component is None else step_kind.activity.rates.get(component, 0.0)
+            planned, rate = peak * share * _planned_factor(untrained, step), float(group["lr"])
             seen.add(rate)
             if not math.isclose(rate, planned, rel_tol=RATE_TOLERANCE, abs_tol=1e-15):
                 wrong.append((step, group["name"], rate, planned))
@@ -169,9 +169,9 @@ def check_schedule(subject: Subject) -> Iterator[Finding]:
         yield found("schedule_not_stepped", evidence, "preflight")
 
 
-def _planned_factor(subject: Subject, step: int) -> float:
+def _planned_factor(untrained: UntrainedRun, step: int) -> float:
     """The configured curve, written down a second time (nejm-brain-to-text `rnn_trainer.py`)."""
-    scheduler, total = subject.computer.config.training.scheduler, subject.computer.curriculum.total_steps
+    scheduler, total = untrained.computer.config.training.scheduler, untrained.computer.curriculum.total_steps
     warmup, end, floor = scheduler.warmup_steps, scheduler.max_steps or total, scheduler.min_lr_ratio
     if step < warmup:
         return step / warmup
@@ -181,13 +181,13 @@ def _planned_factor(subject: Subject, step: int) -> float:
     return (1 + floor) / 2 + (1 - floor) / 2 * math.cos(math.pi * progress)
 
 
-def check_accumulation(subject: Subject) -> Iterator[Finding]:
+def check_accumulation(untrained: UntrainedRun) -> Iterator[Finding]:
     """Two micro-batches of one trial each give the gradient of one batch of two.
 
     Compared at the parameters of the decoders, behind everything that normalises a loss. Not for models with statistics
     over the batch, for which it does not hold.
     """
-    computer, size = subject.computer, len(subject.batch)
+    computer, size = untrained.computer, len(untrained.batch)
     if size < 2 or any(True for _ in computer.model.buffers()):
         return
     config = computer.config
@@ -201,7 +201,7 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
                 loss_scaling="none",  # a balance that is measured stays the same throughout a step
             )
             computer.config = replace(config, training=training)
-            gradients.append(_decoder_gradient(subject, batch_size, parts))
+            gradients.append(_decoder_gradient(untrained, batch_size, parts))
     finally:
         computer.config = config
     whole, accumulated = gradients
@@ -215,10 +215,10 @@ def check_accumulation(subject: Subject) -> Iterator[Finding]:
         yield found("accumulation_mismatch", evidence, "preflight")
 
 
-def _decoder_gradient(subject: Subject, batch_size: int, parts: int) -> torch.Tensor:
+def _decoder_gradient(untrained: UntrainedRun, batch_size: int, parts: int) -> torch.Tensor:
     """The step's gradient at the decoders, as Lightning adds it up, without dropout."""
-    computer = subject.computer
-    subject.enter()
+    computer = untrained.computer
+    untrained.enter()
     computer.model.eval()
     activity = computer.now
     decoders = {BRANCHES[name].component for name in activity.weights} & activity.rates.keys() - {DENOISING.component}
@@ -230,7 +230,7 @@ def _decoder_gradient(subject: Subject, batch_size: int, parts: int) -> torch.Te
     total = torch.zeros(sum(p.numel() for p in parameters))
     for micro_batch in range(parts):
         rows = slice(micro_batch * batch_size, (micro_batch + 1) * batch_size)
-        batch = subject.batch.map_tensors(lambda x, rows=rows: x[rows].clone())  # type: ignore[misc]
+        batch = untrained.batch.map_tensors(lambda x, rows=rows: x[rows].clone())  # type: ignore[misc]
         batch = replace(batch, trial_ids=batch.trial_ids[rows])
         if parts > 1:
             longest, most = int(batch.lengths_B.max()), int(batch.label_lengths_B.max())

@@ -16,7 +16,7 @@ from torch import nn
 from sottovoce.core.findings import Finding
 from sottovoce.core.trial import Batch
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.models.compose import DecoderModel, Encoded
 from sottovoce.models.gru import GRUEncoder
 from sottovoce.models.ssm import BidirectionalLayer, Block, SSMEncoder
@@ -43,11 +43,11 @@ class _Seen:
     value: torch.Tensor
 
 
-def check_padding(subject: Subject) -> Iterator[Finding]:
+def check_padding(untrained: UntrainedRun) -> Iterator[Finding]:
     """In evaluation: alone against beside a trial twice as long. In training, without dropout: the same two trials with
     and without more padding, since a norm over the batch may depend on batch mates but not on emptiness.
     """
-    alone = _cut(subject)
+    alone = _cut(untrained)
     twice = _beside_longer(alone)
     pair = _beside_equal(alone)
     cases = (
@@ -55,11 +55,11 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
         (True, pair, _padded(pair), "padded to twice its length"),
     )
     for training, reference, other, how in cases:
-        with _still(subject.computer.model, training):
-            difference = _difference(subject, reference, other)
+        with _still(untrained.computer.model, training):
+            difference = _difference(untrained, reference, other)
             if difference <= TOLERANCE:
                 continue
-            culprit, module = _first_culprit(subject, reference, other)
+            culprit, module = _first_culprit(untrained, reference, other)
         code = "reversal_reads_padding" if isinstance(module, RECURRENT) else "padding_dependence"
         mode = "training" if training else "evaluation"
         yield found(
@@ -71,9 +71,9 @@ def check_padding(subject: Subject) -> Iterator[Finding]:
         return
 
 
-def _cut(subject: Subject) -> Batch:
-    """The subject's first trial alone, at most some frames of it."""
-    model, pipeline, batch = subject.computer.model, subject.computer.pipeline, subject.whole
+def _cut(untrained: UntrainedRun) -> Batch:
+    """The batch's first trial alone, at most some frames of it."""
+    model, pipeline, batch = untrained.computer.model, untrained.computer.pipeline, untrained.whole
     size = int(batch.lengths_B[0])
     half = size // 2
     while half and model.output_lengths(pipeline.shortest_length(half, False)) >= MOST_FRAMES:
@@ -134,19 +134,19 @@ def _still(model: nn.Module, training: bool) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def _run(subject: Subject, batch: Batch) -> tuple[torch.Tensor, Encoded, torch.Tensor]:
+def _run(untrained: UntrainedRun, batch: Batch) -> tuple[torch.Tensor, Encoded, torch.Tensor]:
     """Features, frames and logits; with gradients in training mode, because some layers then take another way."""
-    model: DecoderModel = subject.computer.model
-    features = subject.computer.pipeline.evaluate(batch.map_tensors(torch.Tensor.clone))
+    model: DecoderModel = untrained.computer.model
+    features = untrained.computer.pipeline.evaluate(batch.map_tensors(torch.Tensor.clone))
     with torch.set_grad_enabled(model.training):
         encoded = model.encode(features.signal, features.lengths_B, features.session_B)
         logits_BSV = model.ctc_logits(encoded)
     return features.signal, encoded, logits_BSV.detach()
 
 
-def _difference(subject: Subject, reference: Batch, other: Batch) -> float:
+def _difference(untrained: UntrainedRun, reference: Batch, other: Batch) -> float:
     """Largest difference of the logits on the reference's frames, all of which are valid, relative to their size."""
-    (_, encoded, expected), (_, _, got) = _run(subject, reference), _run(subject, other)
+    (_, encoded, expected), (_, _, got) = _run(untrained, reference), _run(untrained, other)
     frames = int(encoded.lengths_B[0])
     return _distance(expected[:, :frames], got[: len(expected), :frames])
 
@@ -157,15 +157,15 @@ def _distance(expected: torch.Tensor, got: torch.Tensor) -> float:
     return float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
-def _first_culprit(subject: Subject, reference: Batch, other: Batch) -> tuple[str, nn.Module | None]:
+def _first_culprit(untrained: UntrainedRun, reference: Batch, other: Batch) -> tuple[str, nn.Module | None]:
     """In the order of computation: the first module whose output differs though its input does not, or the one whose
     own code lies between two of its parts that agree and disagree.
     """
-    model = subject.computer.model
-    features = _run(subject, reference)[0], _run(subject, other)[0]
+    model = untrained.computer.model
+    features = _run(untrained, reference)[0], _run(untrained, other)[0]
     if _distance(features[0], _narrowed(features[0], features[1])) > TOLERANCE:
         return PIPELINE, None
-    traces = _trace(subject, reference), _trace(subject, other)
+    traces = _trace(untrained, reference), _trace(untrained, other)
     parts = dict(model.named_modules())
     for seen, beside in zip(*traces, strict=False):
         if seen.module != beside.module or seen.kind != beside.kind:
@@ -188,11 +188,11 @@ def _narrowed(like: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def _trace(subject: Subject, batch: Batch) -> list[_Seen]:
+def _trace(untrained: UntrainedRun, batch: Batch) -> list[_Seen]:
     """Every module's first tensor in and out, in the order in which they come."""
     seen: list[_Seen] = []
     handles = []
-    for name, part in subject.computer.model.named_modules():
+    for name, part in untrained.computer.model.named_modules():
         if not name or isinstance(part, nn.Dropout):
             continue
 
@@ -204,7 +204,7 @@ def _trace(subject: Subject, batch: Batch) -> list[_Seen]:
 
         handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
     try:
-        _run(subject, batch)
+        _run(untrained, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -38,7 +38,6 @@ from sottovoce.diagnosis.preflight.optimizer import (
     check_schedule,
 )
 from sottovoce.diagnosis.preflight.rehearsal import rehearse
-from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.targets import (
     check_feasibility,
     check_frame_formula,
@@ -46,15 +45,16 @@ from sottovoce.diagnosis.preflight.targets import (
     check_transducer_lengths,
 )
 from sottovoce.diagnosis.preflight.teachers import check_teachers
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.diagnosis.ranking import ranked
 from sottovoce.training.preparation import Prepared
 
-Check = Callable[[Subject], Iterator[Finding]]
+Check = Callable[[UntrainedRun], Iterator[Finding]]
 
 
-def check_weights(subject: Subject) -> Iterator[Finding]:
+def check_weights(untrained: UntrainedRun) -> Iterator[Finding]:
     """Weights and buffers are finite before anything has been learnt."""
-    model = subject.computer.model
+    model = untrained.computer.model
     tensors = (*model.named_parameters(), *model.named_buffers())
     # A sum is finite only where all of it is, and costs a tenth.
     bad = [n for n, t in tensors if not bool(t.sum().isfinite()) and not bool(t.isfinite().all())]
@@ -63,12 +63,12 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
         yield found("poisoned_weights", evidence, "preflight")
 
 
-def check_steps(subject: Subject) -> Iterator[Finding]:
+def check_steps(untrained: UntrainedRun) -> Iterator[Finding]:
     """One rehearsed step of each kind in the curriculum."""
-    rehearsals = [rehearse(subject, moment) for moment in subject.moments]
-    yield from check_rehearsals(subject, rehearsals)
-    yield from check_reach(subject, rehearsals)
-    yield from check_memory(subject, rehearsals)
+    rehearsals = [rehearse(untrained, step_kind) for step_kind in untrained.step_kinds]
+    yield from check_rehearsals(untrained, rehearsals)
+    yield from check_reach(untrained, rehearsals)
+    yield from check_memory(untrained, rehearsals)
 
 
 DATA_CHECKS: Final[tuple[Check, ...]] = (
@@ -101,12 +101,12 @@ def preflight(prepared: Prepared, data: bool = True) -> list[Finding]:
     Takes a few seconds: one or two short forward and backward passes for each stage. `data=False` leaves out what
     reads signals.
     """
-    subject, findings = Subject.of(prepared), list[Finding]()
-    with subject.untouched():
+    untrained, findings = UntrainedRun.of(prepared), list[Finding]()
+    with untrained.untouched():
         for phase in PHASES:
             for check in phase:
                 if data or check not in DATA_CHECKS:
-                    findings += check(subject)
+                    findings += check(untrained)
             if any(finding.severity == "error" for finding in findings):
                 break
     return ranked([*lint(prepared.config, prepared), *findings])

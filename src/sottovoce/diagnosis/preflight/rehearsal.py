@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from sottovoce.core.trial import Batch
-from sottovoce.diagnosis.preflight.subject import Moment, Subject
+from sottovoce.diagnosis.preflight.untrained_run import StepKind, UntrainedRun
 from sottovoce.models.compose import DecoderModel
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What one forward and backward pass of a moment showed; no weight has moved."""
+    """What one forward and backward pass of a kind of step showed; no weight has moved."""
 
-    moment: Moment
+    step_kind: StepKind
     nats: Mapping[str, tuple[float, ...]]
     """Each loss by name, a trial each."""
     into_encoder: Mapping[str, float | None]
@@ -34,16 +34,16 @@ class Rehearsal:
     """What autograd kept of the forward pass, without the weights."""
 
 
-def rehearse(subject: Subject, moment: Moment) -> Rehearsal:
-    """Forward and backward of the excerpts as a step of `moment`, in training mode."""
-    subject.enter(moment)
-    computer, model = subject.computer, subject.computer.model
+def rehearse(untrained: UntrainedRun, step_kind: StepKind) -> Rehearsal:
+    """Forward and backward of the excerpts as a step of `step_kind`, in training mode."""
+    untrained.enter(step_kind)
+    computer, model = untrained.computer, untrained.computer.model
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     kept: dict[int, int] = {}
     with torch.autograd.graph.saved_tensors_hooks(_counting(model, kept), lambda tensor: tensor):
-        computed = computer.compute(subject.part(), computer.now)
+        computed = computer.compute(untrained.part(), computer.now)
     moved = tuple(name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name]))
-    weighted = {name: moment.activity.weights.get(name, 1.0) * share for name, share in computed.shares.items()}
+    weighted = {name: step_kind.activity.weights.get(name, 1.0) * share for name, share in computed.shares.items()}
     frames_BSE, into = computed.inputs.encoded.frames_BSE, dict[str, float | None]()
     for name, share in weighted.items():
         gradient = None
@@ -59,7 +59,7 @@ def rehearse(subject: Subject, moment: Moment) -> Rehearsal:
     for name, norm in norms.items():
         squares[DecoderModel.component_of(name)] = squares.get(DecoderModel.component_of(name), 0.0) + norm**2
     return Rehearsal(
-        moment=moment,
+        step_kind=step_kind,
         nats={name: tuple(nats_B.detach().tolist()) for name, nats_B in computed.nats.items()},
         into_encoder=into,
         reached=frozenset(gradients),
@@ -70,12 +70,12 @@ def rehearse(subject: Subject, moment: Moment) -> Rehearsal:
     )
 
 
-def saved_bytes(subject: Subject, moment: Moment, batch: Batch) -> int:
-    """What autograd keeps of one forward pass of `batch` as a step of `moment`, without the weights."""
-    subject.enter(moment)
-    computer, kept = subject.computer, dict[int, int]()
+def saved_bytes(untrained: UntrainedRun, step_kind: StepKind, batch: Batch) -> int:
+    """What autograd keeps of one forward pass of `batch` as a step of `step_kind`, without the weights."""
+    untrained.enter(step_kind)
+    computer, kept = untrained.computer, dict[int, int]()
     with torch.autograd.graph.saved_tensors_hooks(_counting(computer.model, kept), lambda tensor: tensor):
-        kept_alive = computer.compute(subject.part(batch), computer.now)
+        kept_alive = computer.compute(untrained.part(batch), computer.now)
     del kept_alive
     return sum(kept.values())
 

@@ -17,7 +17,7 @@ from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart
 from sottovoce.decoding.config import DecodingConfig
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.features.config import AugmentationConfig, PreprocessorConfig
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import ModelConfig, build_model
@@ -71,18 +71,18 @@ def _noted(computer: StepComputer) -> _NotingModes:
     return computer.modes
 
 
-def resume_answers(subject: Subject) -> Iterator[Finding]:
+def resume_answers(untrained: UntrainedRun) -> Iterator[Finding]:
     """Four steps in a row against two, a checkpoint and two more; and whether the sampler goes on where it was."""
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(()):
-        prepared = _small(subject.prepared)
-        first = _Rehearsed(prepared, Path(folder), subject)
+        prepared = _small(untrained.prepared)
+        first = _Rehearsed(prepared, Path(folder), untrained)
         for step in range(STEPS_BEFORE):
             first.step(step)
         first.mark()
         first.save()
         kept = first.state()
         try:
-            second = _Rehearsed(_small(subject.prepared), Path(folder), subject)
+            second = _Rehearsed(_small(untrained.prepared), Path(folder), untrained)
             second.restore()
         except (CheckpointError, KeyError, TypeError) as error:
             yield _incomplete(f"a checkpoint that has just been written cannot be continued from: {error}")
@@ -104,7 +104,7 @@ def resume_answers(subject: Subject) -> Iterator[Finding]:
                     f"after a checkpoint at step {STEPS_BEFORE}"
                 )
                 return
-    yield from _sampler(subject)
+    yield from _sampler(untrained)
 
 
 class _Silent:
@@ -129,9 +129,9 @@ class _Silent:
 class _Rehearsed:
     """The run's loop around a model of some hundred numbers, driven by hand."""
 
-    def __init__(self, prepared: Prepared, folder: Path, subject: Subject) -> None:
+    def __init__(self, prepared: Prepared, folder: Path, untrained: UntrainedRun) -> None:
         self.watch = _NotingWatch()
-        self.loop = type(subject.loop)(prepared, folder, self.watch)
+        self.loop = type(untrained.loop)(prepared, folder, self.watch)
         self.loop.recorder = _Silent()
         self.computer = self.loop.computer
         self.loop.put_back_moments(self.computer.build_optimizer())
@@ -241,11 +241,11 @@ def _batch(step: int) -> Batch:
     )
 
 
-def _sampler(subject: Subject) -> Iterator[Finding]:
+def _sampler(untrained: UntrainedRun) -> Iterator[Finding]:
     """A loader that begins at a later step gives the batches that the first one gives there."""
     places: dict[int, list[Any]] = {}
     for first in (0, STEPS_BEFORE):
-        parts = step_parts(subject.prepared, first)
+        parts = step_parts(untrained.prepared, first)
         for ahead in range(STEPS_BEFORE + STEPS_AFTER - first):
             step = parts.first_step + ahead
             places.setdefault(first + ahead, []).append((step, parts.plan.step(step).tolist()))

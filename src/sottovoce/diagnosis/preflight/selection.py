@@ -12,16 +12,16 @@ from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.known_outputs import labels_of, rehearsal_trials, rehearsed
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 
 MOST_READ: Final = 64
 """Signals read to look for copies; only trials of equal length and labels are candidates at all."""
 
 
-def selection_trials(subject: Subject) -> Iterator[Finding]:
+def selection_trials(untrained: UntrainedRun) -> Iterator[Finding]:
     """Validation decodes trials of the split `val` alone, and none of them is trained on."""
-    prepared = subject.prepared
-    trials, chosen = prepared.trial_set.trials, subject.loop.validation.indices
+    prepared = untrained.prepared
+    trials, chosen = prepared.trial_set.trials, untrained.loop.validation.indices
     foreign = [trials[i] for i in chosen if trials[i].split != "val"]
     if foreign:
         splits = " and ".join(sorted({trial.split for trial in foreign}))
@@ -43,11 +43,11 @@ def selection_trials(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def copied_trials(subject: Subject) -> Iterator[Finding]:
+def copied_trials(untrained: UntrainedRun) -> Iterator[Finding]:
     """No signal of validation is, sample by sample, one of training."""
-    trial_set = subject.prepared.trial_set
+    trial_set = untrained.prepared.trial_set
     kinds: dict[tuple[object, ...], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for side, places in enumerate((subject.prepared.train_indices, subject.loop.validation.indices)):
+    for side, places in enumerate((untrained.prepared.train_indices, untrained.loop.validation.indices)):
         for i in places:
             trial = trial_set.trials[i]
             kinds[trial.num_steps, trial.labels][side].append(i)
@@ -69,9 +69,9 @@ def copied_trials(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def selection_metrics(subject: Subject) -> Iterator[Finding]:
+def selection_metrics(untrained: UntrainedRun) -> Iterator[Finding]:
     """The metric of the run, and that of each stage, comes out of validation and is a number."""
-    prepared, loop = subject.prepared, subject.loop
+    prepared, loop = untrained.prepared, untrained.loop
     default = prepared.config.training.selection_metric
     wanted = {f"val/{stage.config.metric or default}": stage.name for stage in prepared.curriculum.stages}
     if not loop.validation.indices:
@@ -83,13 +83,13 @@ def selection_metrics(subject: Subject) -> Iterator[Finding]:
             severity="warning",
         )
         return
-    places = rehearsal_trials(subject)
+    places = rehearsal_trials(untrained)
     trials = prepared.trial_set.trials
     incomplete = [i for i in loop.validation.indices if trials[i].text is None or trials[i].labels is None]
-    said = labels_of(subject, list(dict.fromkeys([*places, *incomplete[:1]])))
+    said = labels_of(untrained, list(dict.fromkeys([*places, *incomplete[:1]])))
     for trained in (True, False):  # a transducer that has not learnt yet lets CTC decode
         try:
-            values = rehearsed(subject, said, trained)
+            values = rehearsed(untrained, said, trained)
         except (DataError, ConfigurationError) as error:
             yield found("metric_missing", f"Validation cannot be scored: {error}.", "preflight")
             return

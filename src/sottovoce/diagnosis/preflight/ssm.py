@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.models import ssm_reference
 from sottovoce.models.ssm_config import SSMConfig
 from sottovoce.models.ssm_mamba1 import Mamba1
@@ -63,20 +63,20 @@ class _Layer:
         return (1 / (steps * self.rates)).flatten()
 
 
-def check_ssm(subject: Subject) -> Iterator[Finding]:
+def check_ssm(untrained: UntrainedRun) -> Iterator[Finding]:
     """What is wrong with the state-space layers of a fresh model; nothing where there are none."""
-    config, layers = subject.prepared.config.model.ssm, _layers(subject)
+    config, layers = untrained.prepared.config.model.ssm, _layers(untrained)
     if config is None or not layers:
         return
     lost = list(_lost_steps(config, layers))
     yield from lost
     if not lost:
-        yield from _short_memory(subject, layers)
-    yield from _overflowing(subject, layers)
+        yield from _short_memory(untrained, layers)
+    yield from _overflowing(untrained, layers)
 
 
-def _layers(subject: Subject) -> list[_Layer]:
-    parts = subject.computer.model.named_modules()
+def _layers(untrained: UntrainedRun) -> list[_Layer]:
+    parts = untrained.computer.model.named_modules()
     return [_Layer(name, part) for name, part in parts if isinstance(part, Mamba1 | Mamba2)]
 
 
@@ -98,16 +98,16 @@ def _lost_steps(config: SSMConfig, layers: list[_Layer]) -> Iterator[Finding]:
     )
 
 
-def _short_memory(subject: Subject, layers: list[_Layer]) -> Iterator[Finding]:
+def _short_memory(untrained: UntrainedRun, layers: list[_Layer]) -> Iterator[Finding]:
     memory = torch.cat([layer.memory_frames for layer in layers])
-    frames = _trial_frames(subject)
+    frames = _trial_frames(untrained)
     if not frames:
         return
     median, longest = statistics.median(frames), float(memory.max())
     if longest >= SHORT_MEMORY * median:
         return
     low, mid, high = (float(q) for q in memory.quantile(torch.tensor([0.1, 0.5, 0.9])))
-    ms = frame_ms(subject)
+    ms = frame_ms(untrained)
     yield found(
         "ssm_memory_short",
         f"The state-space layers remember {low:.3g}, {mid:.3g}, {high:.3g} and at most {longest:.3g} frames (10 %, 50 "
@@ -117,10 +117,10 @@ def _short_memory(subject: Subject, layers: list[_Layer]) -> Iterator[Finding]:
     )
 
 
-def decays_in_low_precision(subject: Subject) -> Iterator[Finding]:
+def decays_in_low_precision(untrained: UntrainedRun) -> Iterator[Finding]:
     """Decay rates, step sizes or states of state-space layers that are held in less than float32."""
-    layers = _layers(subject)
-    may_be_bfloat16 = subject.prepared.config.training.precision != "float32" and not needs_another_device(subject)
+    layers = _layers(untrained)
+    may_be_bfloat16 = untrained.prepared.config.training.precision != "float32" and not needs_another_device(untrained)
     for layer in layers:
         block = layer.block
         held: dict[str, torch.dtype] = {"A_log": block.A_log.dtype, "dt_bias": block.dt_bias.dtype}
@@ -161,11 +161,11 @@ def _scanned(block: Mamba1 | Mamba2) -> dict[str, torch.dtype]:
     return given
 
 
-def _overflowing(subject: Subject, layers: list[_Layer]) -> Iterator[Finding]:
+def _overflowing(untrained: UntrainedRun, layers: list[_Layer]) -> Iterator[Finding]:
     """The scan at the longest trial, with the largest decays of the layers, beside the recurrence frame by frame."""
-    if needs_another_device(subject):
+    if needs_another_device(untrained):
         return
-    frames = max([FEWEST_FRAMES, *_trial_frames(subject)])
+    frames = max([FEWEST_FRAMES, *_trial_frames(untrained)])
     fastest = max(layers, key=lambda layer: 1 / float(layer.memory_frames.min()))
     outputs, expected = _both_scans(fastest, frames)
     decay = 1 / float(fastest.memory_frames.min())
@@ -208,19 +208,21 @@ def _both_scans(layer: _Layer, frames: int) -> tuple[torch.Tensor, torch.Tensor]
         return scan(*given, start)[0][0], ssm_reference.selective_scan_by_frames(*given, start)[0][0]
 
 
-def _trial_frames(subject: Subject) -> list[int]:
+def _trial_frames(untrained: UntrainedRun) -> list[int]:
     """Encoder frames of each training trial, without augmentation."""
-    prepared = subject.prepared
+    prepared = untrained.prepared
     steps = [prepared.trial_set.trials[i].num_steps for i in prepared.train_indices]
-    return [subject.computer.model.output_lengths(subject.computer.pipeline.shortest_length(n, False)) for n in steps]
+    return [
+        untrained.computer.model.output_lengths(untrained.computer.pipeline.shortest_length(n, False)) for n in steps
+    ]
 
 
-def frame_ms(subject: Subject) -> float:
+def frame_ms(untrained: UntrainedRun) -> float:
     """Time from one encoder frame to the next."""
-    return subject.prepared.config.preprocessor.feature_ms * subject.computer.model.bins_per_frame
+    return untrained.prepared.config.preprocessor.feature_ms * untrained.computer.model.bins_per_frame
 
 
-def needs_another_device(subject: Subject) -> bool:
+def needs_another_device(untrained: UntrainedRun) -> bool:
     """The model has kernels that cannot run where it is now: those of `mamba_ssm`, outside of a GPU."""
-    ssm, device = subject.prepared.config.model.ssm, next(subject.computer.model.parameters()).device
+    ssm, device = untrained.prepared.config.model.ssm, next(untrained.computer.model.parameters()).device
     return ssm is not None and ssm.backend == "mamba_ssm" and device.type != "cuda"

@@ -13,7 +13,7 @@ from sottovoce.decoding.emissions import Emissions
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.first_found import first_found
 from sottovoce.diagnosis.preflight.known_outputs import labels_of, rehearsal_trials, rehearsed, spoken_logits
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.training.branches import CTC
 
 OFFSETS: Final = (-2, -1, 1, 2)
@@ -23,14 +23,14 @@ ALMOST_NOTHING: Final = 0.1
 """Nats of a target whose every frame is certain."""
 
 
-def symbol_answers(subject: Subject) -> Iterator[Finding]:
+def symbol_answers(untrained: UntrainedRun) -> Iterator[Finding]:
     """Where two parts of the run count symbols differently; the first disagreement, since others follow from it."""
-    yield from first_found(table_agrees(subject), decoders_agree(subject), losses_agree(subject))
+    yield from first_found(table_agrees(untrained), decoders_agree(untrained), losses_agree(untrained))
 
 
-def table_agrees(subject: Subject) -> Iterator[Finding]:
+def table_agrees(untrained: UntrainedRun) -> Iterator[Finding]:
     """The table is its own inverse, as large as the model's logits, and all know the same blank."""
-    table, model = subject.loop.validation.table, subject.computer.model
+    table, model = untrained.loop.validation.table, untrained.computer.model
     for i, symbol in enumerate(table.symbols):
         if i == table.blank:
             continue
@@ -47,7 +47,7 @@ def table_agrees(subject: Subject) -> Iterator[Finding]:
     for part, size in sizes.items():
         if size != len(table):
             yield _offset(f"{part} has {size} symbols, the table of {table.name} {len(table)}.")
-    blanks = {"the run": subject.computer.blank} | ({"the transducer": head.blank} if head is not None else {})
+    blanks = {"the run": untrained.computer.blank} | ({"the transducer": head.blank} if head is not None else {})
     if table.symbols[table.blank] != BLANK:
         yield _offset(f"the table's blank, {table.blank}, is the symbol {table.symbols[table.blank]!r}.")
     for part, blank in blanks.items():
@@ -55,12 +55,12 @@ def table_agrees(subject: Subject) -> Iterator[Finding]:
             yield _offset(f"the blank of {part} is {blank}, the table's {table.blank}.")
 
 
-def decoders_agree(subject: Subject) -> Iterator[Finding]:
+def decoders_agree(untrained: UntrainedRun) -> Iterator[Finding]:
     """A model that says a trial's own labels decodes to them."""
-    validation, blank = subject.loop.validation, subject.computer.blank
+    validation, blank = untrained.loop.validation, untrained.computer.blank
     num_symbols = len(validation.table)
     every = tuple(i for i in range(num_symbols) if i != blank)
-    for labels in (every, *labels_of(subject, rehearsal_trials(subject)).values()):
+    for labels in (every, *labels_of(untrained, rehearsal_trials(untrained)).values()):
         log_probs_SV = spoken_logits(labels, blank, num_symbols).log_softmax(-1)
         said = validation.until_trained.decode(Emissions(log_probs_SV.numpy())).symbols
         if said != tuple(labels):
@@ -71,12 +71,12 @@ def decoders_agree(subject: Subject) -> Iterator[Finding]:
             return
 
 
-def losses_agree(subject: Subject) -> Iterator[Finding]:
+def losses_agree(untrained: UntrainedRun) -> Iterator[Finding]:
     """A model that says a target has no loss; where another offset or blank has less, that is the reason."""
-    table, blank = subject.loop.validation.table, subject.computer.blank
+    table, blank = untrained.loop.validation.table, untrained.computer.blank
     last = len(table) - 1
     labels = [i for i in range(3, len(table) - 3) if abs(i - blank) > 2]  # whatever the offset, no label is a blank
-    loss = subject.computer.branches[CTC.name].functions["ctc_loss"]
+    loss = untrained.computer.branches[CTC.name].functions["ctc_loss"]
     nats = {
         (offset, said_blank): _nats(loss, labels, [i + offset for i in labels], blank, said_blank, len(table))
         for offset in (0, *OFFSETS)
@@ -90,18 +90,18 @@ def losses_agree(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def texts_agree(subject: Subject) -> Iterator[Finding]:
+def texts_agree(untrained: UntrainedRun) -> Iterator[Finding]:
     """The labels of trials spell their texts, as far as the decoder makes words of symbols."""
-    num_symbols = len(subject.loop.validation.table)
+    num_symbols = len(untrained.loop.validation.table)
     for split in ("val", "train"):
-        places = rehearsal_trials(subject, split)
-        labels = labels_of(subject, places)
+        places = rehearsal_trials(untrained, split)
+        labels = labels_of(untrained, places)
         if not places:
             continue
-        wer = rehearsed(subject, labels).get("val/wer")
+        wer = rehearsed(untrained, labels).get("val/wer")
         if wer is None or wer <= BETTER:
             continue
-        others = {offset: _wer_shifted(subject, labels, offset, num_symbols) for offset in OFFSETS}
+        others = {offset: _wer_shifted(untrained, labels, offset, num_symbols) for offset in OFFSETS}
         best = min(others, key=lambda offset: others[offset])
         if others[best] < wer - BETTER:
             yield _offset(
@@ -111,11 +111,11 @@ def texts_agree(subject: Subject) -> Iterator[Finding]:
             return
 
 
-def _wer_shifted(subject: Subject, labels: Mapping[int, Sequence[int]], offset: int, num_symbols: int) -> float:
+def _wer_shifted(untrained: UntrainedRun, labels: Mapping[int, Sequence[int]], offset: int, num_symbols: int) -> float:
     """Word error rate of the labels moved by `offset`, round the table and past the blank."""
-    ids = [i for i in range(num_symbols) if i != subject.computer.blank]
+    ids = [i for i in range(num_symbols) if i != untrained.computer.blank]
     moved = {symbol: ids[(place + offset) % len(ids)] for place, symbol in enumerate(ids)}
-    return rehearsed(subject, {i: [moved[s] for s in symbols] for i, symbols in labels.items()})["val/wer"]
+    return rehearsed(untrained, {i: [moved[s] for s in symbols] for i, symbols in labels.items()})["val/wer"]
 
 
 def _nats(

@@ -12,7 +12,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.lengths import ctc_frames_needed
 from sottovoce.core.trial import Trial
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.subject import Subject, shortest_frames
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun, shortest_frames
 from sottovoce.models.compose import DecoderModel
 from sottovoce.models.patching import patches
 
@@ -23,10 +23,10 @@ FEWEST_EQUAL_LENGTHS: Final = 8
 """So many different sentences do not have as many labels each by chance."""
 
 
-def check_labels(subject: Subject) -> Iterator[Finding]:
+def check_labels(untrained: UntrainedRun) -> Iterator[Finding]:
     """Blanks, ids that are no symbols, and padding among the labels of all trials that a run uses."""
-    blank, num_symbols = subject.computer.blank, subject.computer.model.head.out_features
-    trials = _labelled(subject)
+    blank, num_symbols = untrained.computer.blank, untrained.computer.model.head.out_features
+    trials = _labelled(untrained)
     padded, blanks, outside = [], [], []
     for trial in trials:
         labels = trial.labels or ()
@@ -46,7 +46,7 @@ def check_labels(subject: Subject) -> Iterator[Finding]:
             f"{len(labels)} labels, of which the last {len(labels) - used} are blanks.",
             "preflight",
         )
-    elif (equal := _equal_lengths(subject, trials)) is not None:
+    elif (equal := _equal_lengths(untrained, trials)) is not None:
         yield equal
     if blanks:
         trial = blanks[0]
@@ -61,16 +61,16 @@ def check_labels(subject: Subject) -> Iterator[Finding]:
             f"{trial.trial_id}."
         )
         yield found("label_out_of_range", evidence, "preflight")
-    yield from _batched_lengths(subject)
+    yield from _batched_lengths(untrained)
 
 
-def _labelled(subject: Subject) -> list[Trial]:
-    prepared = subject.prepared
+def _labelled(untrained: UntrainedRun) -> list[Trial]:
+    prepared = untrained.prepared
     used = (prepared.trial_set.trials[i] for i in (*prepared.train_indices, *prepared.val_indices))
     return [trial for trial in used if trial.labels is not None]
 
 
-def _equal_lengths(subject: Subject, trials: list[Trial]) -> Finding | None:
+def _equal_lengths(untrained: UntrainedRun, trials: list[Trial]) -> Finding | None:
     """Different sentences with equally many labels each: the width of an array, not their length."""
     texts = {trial.text for trial in trials if trial.text}
     lengths = Counter(len(trial.labels or ()) for trial in trials)
@@ -84,19 +84,19 @@ def _equal_lengths(subject: Subject, trials: list[Trial]) -> Finding | None:
     return found("label_padding", evidence, "preflight", severity="warning", support=0.8)
 
 
-def _batched_lengths(subject: Subject) -> Iterator[Finding]:
+def _batched_lengths(untrained: UntrainedRun) -> Iterator[Finding]:
     """What collation makes of the labels."""
-    trials = [subject.prepared.trial_set.trials[i] for i in subject.indices]
-    for trial, length in zip(trials, subject.whole.label_lengths_B.tolist(), strict=True):
+    trials = [untrained.prepared.trial_set.trials[i] for i in untrained.indices]
+    for trial, length in zip(trials, untrained.whole.label_lengths_B.tolist(), strict=True):
         if length != len(trial.labels or ()):
             evidence = f"{trial.trial_id} has {len(trial.labels or ())} labels, its batch counts {length}."
             yield found("label_padding", evidence, "preflight")
             return
 
 
-def check_feasibility(subject: Subject) -> Iterator[Finding]:
+def check_feasibility(untrained: UntrainedRun) -> Iterator[Finding]:
     """Frames left over in each trial, at the model's output length after the worst that augmentation does."""
-    prepared, margins = subject.prepared, []
+    prepared, margins = untrained.prepared, []
     for i in (*prepared.train_indices, *prepared.val_indices):
         trial = prepared.trial_set.trials[i]
         frames = shortest_frames(prepared, trial.num_steps, trial.split == "train")
@@ -117,9 +117,9 @@ def check_feasibility(subject: Subject) -> Iterator[Finding]:
         yield found("ctc_infeasible", evidence, "preflight", severity="warning", support=0.5)
 
 
-def check_frame_formula(subject: Subject) -> Iterator[Finding]:
+def check_frame_formula(untrained: UntrainedRun) -> Iterator[Finding]:
     """The model's length formula against the tensors of its own parts, at every length of a few frames."""
-    model = subject.computer.model
+    model = untrained.computer.model
     size, stride = (model.config.patch.size, model.config.patch.stride) if model.config.patch else (1, 1)
     step = model.stem.config.stride if model.stem is not None else 1
     longest = (size + 2 * stride) * step + 2 * model.bins_per_frame
@@ -167,10 +167,10 @@ def _encoder_frames(model: DecoderModel, frames: int) -> int:
     return encoded.shape[1]
 
 
-def check_transducer_lengths(subject: Subject) -> Iterator[Finding]:
+def check_transducer_lengths(untrained: UntrainedRun) -> Iterator[Finding]:
     """One row of the lattice more than labels, and a frame at least."""
-    head, batch = subject.computer.model.transducer, subject.batch
-    if head is None or not any("rnnt" in moment.activity.weights for moment in subject.moments):
+    head, batch = untrained.computer.model.transducer, untrained.batch
+    if head is None or not any("rnnt" in step_kind.activity.weights for step_kind in untrained.step_kinds):
         return
     head.eval()
     with torch.no_grad():
@@ -179,7 +179,7 @@ def check_transducer_lengths(subject: Subject) -> Iterator[Finding]:
     if rows != expected:
         evidence = f"The predictor gives {rows} rows for targets of up to {expected - 1} labels; it takes {expected}."
         yield found("transducer_lengths", evidence, "preflight")
-    prepared = subject.prepared
+    prepared = untrained.prepared
     trials = [prepared.trial_set.trials[i] for i in prepared.train_indices]
     without = [trial for trial in trials if shortest_frames(prepared, trial.num_steps) < 1]
     if without:

@@ -16,8 +16,8 @@ from sottovoce.core.findings import Finding, Severity
 from sottovoce.data.loading import open_data
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.first_found import first_found
-from sottovoce.diagnosis.preflight.subject import Subject
 from sottovoce.diagnosis.preflight.teachers_say import what_they_say
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.evaluation.opening import data_config
 from sottovoce.runs.trained_on import TrainedOn, fingerprint
 from sottovoce.training.branches import DISTILLATION
@@ -32,20 +32,20 @@ MADE_UP: Final = (1.0, 0.1, 1.0, 0.1, 1.0, 0.0)
 """Weights of the frames of a made-up lesson."""
 
 
-def check_teachers(subject: Subject) -> Iterator[Finding]:
+def check_teachers(untrained: UntrainedRun) -> Iterator[Finding]:
     """What can be known of the teachers before they teach: leaks, then the first thing that they disagree in."""
-    teachers = subject.computer.teachers
+    teachers = untrained.computer.teachers
     if teachers is None:
         return
-    yield from _leaks(subject, teachers)
+    yield from _leaks(untrained, teachers)
     yield from first_found(
         _finite(teachers),
-        _same_symbols(subject, teachers),
-        _same_features(subject, teachers),
-        _same_frames(subject, teachers),
-        _somebody_is_taught(subject, teachers),
-        _divergence_is_exact(subject),
-        what_they_say(subject, teachers),
+        _same_symbols(untrained, teachers),
+        _same_features(untrained, teachers),
+        _same_frames(untrained, teachers),
+        _somebody_is_taught(untrained, teachers),
+        _divergence_is_exact(untrained),
+        what_they_say(untrained, teachers),
     )
 
 
@@ -53,9 +53,9 @@ def _mismatch(evidence: str) -> Finding:
     return found("teacher_audio_mismatch", evidence, "preflight")
 
 
-def _leaks(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
+def _leaks(untrained: UntrainedRun, teachers: Teachers) -> Iterator[Finding]:
     """What the run is judged by, held-out speakers, test and validation trials, in the training of any teacher."""
-    prepared = subject.prepared
+    prepared = untrained.prepared
     config, trials = prepared.config, prepared.trial_set.trials
     test = open_data(config.data, config.preprocessor, ("test",), config.seed).trials
     judged_by = {"test": test, "validation": [trials[i] for i in prepared.val_indices]}
@@ -93,23 +93,24 @@ def _finite(teachers: Teachers) -> Iterator[Finding]:
             return
 
 
-def _same_symbols(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
+def _same_symbols(untrained: UntrainedRun, teachers: Teachers) -> Iterator[Finding]:
     """Table, its blank, and the number of columns."""
-    own = subject.loop.validation.table
-    columns = subject.computer.model.head.out_features
+    own = untrained.loop.validation.table
+    columns = untrained.computer.model.head.out_features
     for teacher in teachers.teachers:
         table, its_columns = teacher.run.table, teacher.run.model.head.out_features
         if table.symbols != own.symbols or table.blank != own.blank or its_columns != columns:
             yield _mismatch(
                 f"{teacher.name} writes {its_columns} {table.name} with the blank {table.blank}, this run {columns} "
-                f"{own.name} with the blank {subject.computer.blank}: column i of the one is not column i of the other."
+                f"{own.name} with the blank {untrained.computer.blank}: column i of the one is not column i of the "
+                "other."
             )
             return
 
 
-def _same_features(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
+def _same_features(untrained: UntrainedRun, teachers: Teachers) -> Iterator[Finding]:
     """What the student's features are made with, and which columns of the file they come from."""
-    config = subject.prepared.config
+    config = untrained.prepared.config
     for teacher in teachers.teachers:
         own, other = config.preprocessor, teacher.run.preprocessor
         different = [f"preprocessor.{f.name}" for f in fields(own) if getattr(own, f.name) != getattr(other, f.name)]
@@ -125,9 +126,9 @@ def _same_features(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
             return
 
 
-def _same_frames(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
-    """The formula for many lengths, then the tensors that come out of the subject's batch."""
-    model = subject.computer.model
+def _same_frames(untrained: UntrainedRun, teachers: Teachers) -> Iterator[Finding]:
+    """The formula for many lengths, then the tensors that come out of the run's first batch."""
+    model = untrained.computer.model
     for teacher in teachers.teachers:
         its_model = teacher.run.model
         for length in LENGTHS:
@@ -138,7 +139,7 @@ def _same_frames(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
                     f"({its_model.bins_per_frame} bins a frame there, {model.bins_per_frame} here)."
                 )
                 return
-    features = subject.computer.pipeline.evaluate(subject.part(subject.whole).batch)
+    features = untrained.computer.pipeline.evaluate(untrained.part(untrained.whole).batch)
     model.eval()
     with torch.no_grad():
         logits_BSV, frames_B = model(features.signal, features.lengths_B, features.session_B)
@@ -152,9 +153,9 @@ def _same_frames(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
                 return
 
 
-def _somebody_is_taught(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
+def _somebody_is_taught(untrained: UntrainedRun, teachers: Teachers) -> Iterator[Finding]:
     """Training trials that no teacher may teach: their speakers are known to all, or their sessions to none."""
-    prepared = subject.prepared
+    prepared = untrained.prepared
     trials = [prepared.trial_set.trials[i] for i in prepared.train_indices]
     untaught = [trial for trial in trials if not teachers.of_trial(trial.trial_id)]
     if not untaught:
@@ -170,15 +171,15 @@ def _somebody_is_taught(subject: Subject, teachers: Teachers) -> Iterator[Findin
     yield found("untaught_trials", evidence, "preflight", severity=severity)
 
 
-def _divergence_is_exact(subject: Subject) -> Iterator[Finding]:
+def _divergence_is_exact(untrained: UntrainedRun) -> Iterator[Finding]:
     """The divergence moves the blank's logit, and is what its formula says at this run's temperature."""
-    blank, columns = subject.computer.blank, subject.computer.model.head.out_features
-    temperature = subject.prepared.config.training.distillation.temperature
+    blank, columns = untrained.computer.blank, untrained.computer.model.head.out_features
+    temperature = untrained.prepared.config.training.distillation.temperature
     generator = torch.Generator().manual_seed(0)
     logits_1SV, teacher_1SV = (torch.randn(1, len(MADE_UP), columns, generator=generator) for _ in range(2))
     logits_1SV.requires_grad_()
     log_q_1SV, weights_1S = teacher_1SV.log_softmax(-1), torch.tensor([MADE_UP])
-    function = subject.computer.branches[DISTILLATION.name].functions["distillation_loss"]
+    function = untrained.computer.branches[DISTILLATION.name].functions["distillation_loss"]
     nats = function(logits_1SV, log_q_1SV, weights_1S, temperature).sum()
     (gradient_1SV,) = torch.autograd.grad(nats, logits_1SV)
     blanks, largest = float(gradient_1SV[:, :, blank].abs().max()), float(gradient_1SV.abs().max())

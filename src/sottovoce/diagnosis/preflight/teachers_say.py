@@ -16,7 +16,7 @@ from sottovoce.core.trial import Trial
 from sottovoce.data.collation import collate
 from sottovoce.decoding.greedy import greedy_ctc
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.losses.distillation import teachers_opinion
 from sottovoce.metrics import error_counts, percent
 from sottovoce.training.teachers import Teacher, Teachers
@@ -56,14 +56,14 @@ class Said:
         return _error_rate(self.hypotheses, self.labels)
 
 
-def what_they_say(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
+def what_they_say(untrained: UntrainedRun, teachers: Teachers) -> Iterator[Finding]:
     """Each teacher against the labels, then all together against the mean teacher."""
-    chosen = _places(subject, teachers)
-    trials = [subject.prepared.trial_set.trials[i] for i in chosen]
+    chosen = _places(untrained, teachers)
+    trials = [untrained.prepared.trial_set.trials[i] for i in chosen]
     if sum(len(trial.labels or ()) for trial in trials) < FEWEST_LABELS:
         return
-    blank = subject.computer.blank
-    batch = subject.computer.pipeline.evaluate(collate(subject.prepared.trial_set, chosen))
+    blank = untrained.computer.blank
+    batch = untrained.computer.pipeline.evaluate(collate(untrained.prepared.trial_set, chosen))
     logits_KBSV, frames_B, weights_KB = teachers.heard_by_each(batch)
     all_said = []
     for teacher, logits_BSV, weights_B in zip(teachers.teachers, logits_KBSV, weights_KB, strict=True):
@@ -77,12 +77,12 @@ def what_they_say(subject: Subject, teachers: Teachers) -> Iterator[Finding]:
             return
     if len(all_said) > 1:
         log_q_BSV = teachers_opinion(logits_KBSV, weights_KB, 1.0, teachers.config.aggregation)
-        yield from _blurred(subject, log_q_BSV, frames_B, trials, all_said)
+        yield from _blurred(untrained, log_q_BSV, frames_B, trials, all_said)
 
 
-def _places(subject: Subject, teachers: Teachers) -> list[int]:
+def _places(untrained: UntrainedRun, teachers: Teachers) -> list[int]:
     """Trials that are heard: labelled, and taught by somebody; of validation, or of training where it has none."""
-    prepared = subject.prepared
+    prepared = untrained.prepared
     trials = prepared.trial_set.trials
     for places in (prepared.val_indices, prepared.train_indices):
         taught = [i for i in places if trials[i].labels and teachers.of_trial(trials[i].trial_id)]
@@ -143,10 +143,14 @@ def _says_little(said: Said) -> Finding | None:
 
 
 def _blurred(
-    subject: Subject, log_q_BSV: torch.Tensor, frames_B: torch.Tensor, trials: Sequence[Trial], all_said: Sequence[Said]
+    untrained: UntrainedRun,
+    log_q_BSV: torch.Tensor,
+    frames_B: torch.Tensor,
+    trials: Sequence[Trial],
+    all_said: Sequence[Said],
 ) -> Iterator[Finding]:
     """Row H8: their common opinion, decoded, is worse than the mean teacher."""
-    config, blank = subject.prepared.config.training.distillation, subject.computer.blank
+    config, blank = untrained.prepared.config.training.distillation, untrained.computer.blank
     labels = [trial.labels or () for trial in trials]
     together = _error_rate(greedy_ctc(log_q_BSV, frames_B, blank), labels)
     mean = sum(said.rate for said in all_said) / len(all_said)

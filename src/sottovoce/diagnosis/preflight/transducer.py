@@ -16,7 +16,7 @@ from sottovoce.core.symbols import SymbolTable
 from sottovoce.decoding.decoder import DecoderParts
 from sottovoce.decoding.emissions import Emissions
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 
 BLANK_FRAMES: Final = 20
 """Length of the run of blanks that the search is sent through (catalogue row F8)."""
@@ -54,18 +54,18 @@ class ScriptedHead:
         return sum_H
 
 
-def transducer_answers(subject: Subject) -> Iterator[Finding]:
+def transducer_answers(untrained: UntrainedRun) -> Iterator[Finding]:
     """What is wrong with how search and loss move the predictor; nothing to ask where there is no transducer."""
-    if subject.computer.model.transducer is None:
+    if untrained.computer.model.transducer is None:
         return
-    config = subject.prepared.config.decoding.transducer
+    config = untrained.prepared.config.decoding.transducer
     for beam_size in (1, 2):
         head = ScriptedHead(0)
         decoder = replace(config, beam_size=beam_size, max_symbols_per_frame=5).build(
             DecoderParts(TABLE, transducer=head)
         )
         yield from _blanks_read(decoder.name, head, list(decoder.decode(_script()).symbols))
-    yield from _loss_and_search_agree(subject)
+    yield from _loss_and_search_agree(untrained)
 
 
 def _script() -> Emissions:
@@ -87,9 +87,9 @@ def _blanks_read(place: str, head: ScriptedHead, said: list[int]) -> Iterator[Fi
         )
 
 
-def _loss_and_search_agree(subject: Subject) -> Iterator[Finding]:
+def _loss_and_search_agree(untrained: UntrainedRun) -> Iterator[Finding]:
     """The predictor's rows of the loss are those of the search, label by label."""
-    head = subject.computer.model.transducer
+    head = untrained.computer.model.transducer
     assert head is not None
     device = head.output.weight.device
     labels = torch.tensor([[i for i in range(head.output.out_features) if i != head.blank][:5]], device=device)

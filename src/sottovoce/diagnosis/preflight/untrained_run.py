@@ -31,12 +31,12 @@ EXCERPT_LABELS: Final = 4
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepKind:
     """A kind of step that the curriculum will come to."""
 
     position: StagePosition
     trained: tuple[str, ...]
-    """Components that have learnt in some earlier moment."""
+    """Components that have learnt in some earlier kind of step."""
     stage: str
     activity: Activity
 
@@ -45,7 +45,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Subject:
+class UntrainedRun:
     """A run before its first step."""
 
     prepared: Prepared
@@ -58,12 +58,12 @@ class Subject:
     batch: Batch
     """Excerpts of them, of unequal length: the first bins and the first few labels, enough to run every loss on. Take a
     copy with `part`: the pipeline overwrites signals."""
-    moments: tuple[Moment, ...]
+    step_kinds: tuple[StepKind, ...]
     """Each stage of the curriculum, one that holds the transducer back twice: without it and with it."""
 
     @classmethod
-    def of(cls, prepared: Prepared, num_trials: int = NUM_TRIALS) -> Subject:
-        """The subject of a prepared run; `num_trials` make its batch, fewer where there are not as many.
+    def of(cls, prepared: Prepared, num_trials: int = NUM_TRIALS) -> UntrainedRun:
+        """What a prepared run is before its first step; `num_trials` make its batch, fewer where there are not as many.
 
         Leaves the random state as it was; everything else is only read.
         """
@@ -79,18 +79,18 @@ class Subject:
 
     @property
     def computer(self) -> StepComputer:
-        """What makes the steps (`enter`, then `computer.add(subject.part())`)."""
+        """What makes the steps (`enter`, then `computer.add(untrained.part())`)."""
         return self.loop.computer
 
     def part(self, batch: Batch | None = None, step: int = 0) -> StepPart:
-        """A copy of `batch` (absent: the subject's) as one part of an optimiser step."""
+        """A copy of `batch` (absent: its own) as one part of an optimiser step."""
         copied = (batch or self.batch).map_tensors(torch.Tensor.clone)
         return StepPart(step, 0, tuple(range(len(copied))), copied)
 
-    def enter(self, moment: Moment | None = None) -> None:
-        """Begin a step of `moment` (absent: the last one), without any gradients."""
-        moment, computer = moment or self.moments[-1], self.computer
-        computer.progress = Progress(position=moment.position, trained=list(moment.trained))
+    def enter(self, step_kind: StepKind | None = None) -> None:
+        """Begin a step of `step_kind` (absent: the last one), without any gradients."""
+        step_kind, computer = step_kind or self.step_kinds[-1], self.computer
+        computer.progress = Progress(position=step_kind.position, trained=list(step_kind.trained))
         computer.balance.norms, computer.balance.squares = {}, {}
         computer.record = None
         computer.model.train()
@@ -187,7 +187,7 @@ def _cut(values_BT: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     return cut
 
 
-def _moments(computer: StepComputer) -> tuple[Moment, ...]:
+def _moments(computer: StepComputer) -> tuple[StepKind, ...]:
     curriculum, found = computer.curriculum, []
     trained: set[str] = set()
     on = curriculum.rnnt_warmup_steps + curriculum.rnnt_ramp_steps
@@ -197,7 +197,7 @@ def _moments(computer: StepComputer) -> tuple[Moment, ...]:
         for steps in (0, on) if waits and not rnnt_steps and curriculum.rnnt_warmup_steps else (on,):
             position = StagePosition(index, first_step, steps if waits else rnnt_steps)
             activity = curriculum.activity(position)
-            found.append(Moment(position, tuple(sorted(trained)), stage.name, activity))
+            found.append(StepKind(position, tuple(sorted(trained)), stage.name, activity))
             trained |= activity.rates.keys()
         rnnt_steps = on if waits else rnnt_steps
         first_step += stage.steps

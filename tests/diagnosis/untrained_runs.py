@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sottovoce.diagnosis.preflight.subject import Subject
+from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 from tests.training.small_runs import overrides
 
 
-def gru_subject(data: Path, *more: str) -> Subject:
+def untrained_gru(data: Path, *more: str) -> UntrainedRun:
     """The demo recipe with 16 channels and units."""
-    return Subject.of(prepare(compose_config(overrides(data, Path("runs"), "preflight", *more))))
+    return UntrainedRun.of(prepare(compose_config(overrides(data, Path("runs"), "preflight", *more))))
 
 
-def ssm_subject(data: Path, *more: str) -> Subject:
+def untrained_ssm(data: Path, *more: str) -> UntrainedRun:
     """The small curriculum with 16 channels: state-space layers in both directions, a transducer, two stages."""
     given = [
         "recipe=mode_ssm_small",
@@ -32,4 +32,4 @@ def ssm_subject(data: Path, *more: str) -> Subject:
         "training.num_threads=1",
         *more,
     ]
-    return Subject.of(prepare(compose_config(given)))
+    return UntrainedRun.of(prepare(compose_config(given)))
