@@ -10,7 +10,11 @@ from sottovoce.cli.main import VERBS, build_parser, main
 from sottovoce.training.composition import compose_config, recipe_names, split_resume
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of
 
-COMMANDS = [(page.name, command) for page in PAGES for block in blocks_of(page) for command in block.commands]
+PROSE = (*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "ARCHITECTURE.md")), *(ROOT / "docs").rglob("*.md"))
+INLINE = re.compile(r"`sottovoce ([a-z_]\w+ [^`…]+)`")
+IN_BLOCKS = [(page.name, command) for page in PAGES for block in blocks_of(page) for command in block.commands]
+IN_PROSE = {(page.name, command) for page in PROSE for command in INLINE.findall(page.read_text(encoding="utf-8"))}
+COMMANDS = [*IN_BLOCKS, *sorted(IN_PROSE - set(IN_BLOCKS))]
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
