@@ -46,8 +46,12 @@ def test_no_verb_loads_anything_for_its_help_or_for_wrong_usage() -> None:
     assert not loaded_by(code) & HEAVY
 
 
-def test_the_package_is_light_until_a_verb_is_called() -> None:
+def test_the_package_is_light() -> None:
     assert not loaded_by("import sottovoce; dir(sottovoce); sottovoce.__version__") & HEAVY
+
+
+@pytest.mark.slow
+def test_a_verb_is_loaded_when_it_is_asked_for() -> None:
     assert "torch" in loaded_by("import sottovoce; sottovoce.train")
 
 

@@ -16,6 +16,7 @@ from sottovoce.core.errors import ConfigurationError, DataError
 from tests.docs.material import write_recordings
 from tests.training.small_runs import overrides
 
+pytestmark = pytest.mark.slow
 SOUND = [
     "recipe=recordings",
     "training.steps=30",
