@@ -19,7 +19,7 @@ from sottovoce.core.errors import TrainingAborted
 from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
 from sottovoce.data.collation import StepPart, StepParts
-from sottovoce.diagnosis.explainer.reading import read_run
+from sottovoce.diagnosis.explainer.diagnosed_run import read_diagnosed
 from sottovoce.diagnosis.monitor import RunMonitor, monitor
 from sottovoce.diagnosis.monitor.blank import Blanks
 from sottovoce.diagnosis.monitor.events import Draws, Events
@@ -565,7 +565,7 @@ def test_the_floors_are_kept_for_the_explainer(tiny_t15: Path, tmp_path: Path, m
     assert few.val_floor is None  # constants fitted to so few trials flatter
     monkeypatch.setattr(monitor, "FEWEST_VALIDATION_TRIALS", len(prepared.val_indices))
     plan = RunMonitor(prepared).plan
-    floors = read_run(start(prepared, RunWatch(prepared))).floors
+    floors = read_diagnosed(start(prepared, RunWatch(prepared))).floors
     assert floors == {"train": plan.floor, "val": plan.val_floor}
     assert all(5 < floor < 500 for floor in floors.values())
 

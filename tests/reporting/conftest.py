@@ -16,7 +16,15 @@ from sottovoce.core.trial import Trial
 from sottovoce.evaluation.records import write_evaluation
 from sottovoce.evaluation.scoring import score
 
-CONFIG = "recipe: demo\nseed: 3\ndata: {data_root: data/a&b}\ntraining: {steps: 200, max_grad_norm: 5.0}\n"
+CONFIG = """
+recipe: demo
+seed: 3
+data: {data_root: data/a&b, symbols: phonemes}
+preprocessor: {}
+model: {}
+training: {steps: 200, max_grad_norm: 5.0}
+decoding: {}
+"""
 SAID = PHONEMES.encode("DH AH | K AE T |".split())
 DECODED = (SAID, PHONEMES.encode("DH AH | K AH T |".split()), PHONEMES.encode("DH | K AE T S |".split()), ())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 
@@ -13,10 +12,10 @@ from sottovoce.reporting import write_report
 from sottovoce.reporting.figures import BAD, SERIES
 from sottovoce.reporting.health_figure import _marks, _short, health_figure
 from sottovoce.reporting.health_section import looked_at
-from sottovoce.reporting.run_files import read_run
+from sottovoce.reporting.run_files import read_files
 from sottovoce.reporting.style import STYLE
 
-from .conftest import add_lines
+from .conftest import CONFIG, add_lines
 from .test_report import Balance
 
 pytestmark = pytest.mark.slow
@@ -80,8 +79,8 @@ def test_findings_stand_in_order_with_evidence_fix_and_page(run_dir):
 
 
 def test_marks_close_to_each_other_are_one(run_dir):
-    assert ">1, 2<" in health_figure(read_run(run_dir), [FOUND, LATER])
-    far = health_figure(read_run(run_dir), [FOUND, replace(LATER, step=20)])
+    assert ">1, 2<" in health_figure(read_files(run_dir), [FOUND, LATER])
+    far = health_figure(read_files(run_dir), [FOUND, replace(LATER, step=20)])
     assert ">1<" in far
     assert ">2<" in far
 
@@ -90,7 +89,7 @@ def test_a_mark_that_several_share_has_the_colour_of_the_gravest(run_dir):
     earlier = replace(LATER, step=119)
     assert _marks([FOUND, earlier], 200) == [(119, "1, 2", BAD)]
     assert _marks([earlier], 200) == [(119, "1", SERIES[1])]
-    assert ">1, 2<" in health_figure(read_run(run_dir), [FOUND, earlier])
+    assert ">1, 2<" in health_figure(read_files(run_dir), [FOUND, earlier])
 
 
 @pytest.mark.parametrize(
@@ -103,12 +102,12 @@ def test_powers_of_ten_are_written_in_one_way(value, label):
 def test_stages_and_releases_are_named(run_dir):
     stages = [{"step": step, "event": "stage_started", "stage": name} for step, name in ((0, "warm"), (90, "joint"))]
     add_lines(run_dir / "events.jsonl", [*stages, {"step": 150, "event": "unfrozen", "components": ["rnnt_decoder"]}])
-    drawn = health_figure(read_run(run_dir), [])
+    drawn = health_figure(read_files(run_dir), [])
     assert [name in drawn for name in (">warm<", ">joint<", ">+ rnnt_decoder<")] == [True] * 3
 
 
 def test_the_picture_has_the_colours_of_the_page_and_is_repeatable(run_dir):
-    drawn = [health_figure(read_run(run_dir), [FOUND]) for _ in range(2)]
+    drawn = [health_figure(read_files(run_dir), [FOUND]) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert not re.findall("#[0-9a-f]{6}", drawn[0])
 
@@ -118,7 +117,7 @@ def test_losses_are_drawn_in_one_unit(run_dir):
     names = ("train/ctc_loss", "train/transducer_loss")
     lines = [{"step": step, "split": "train", "name": name, "value": 90.0} for step in (10, 200) for name in names]
     add_lines(run_dir / "metrics.jsonl", lines)
-    drawn = health_figure(read_run(run_dir), [])
+    drawn = health_figure(read_files(run_dir), [])
     assert "Loss, nats per utterance" in drawn
     assert [word in drawn for word in (">CTC<", ">CTC on validation<", ">transducer<")] == [True] * 3
 
@@ -126,12 +125,12 @@ def test_losses_are_drawn_in_one_unit(run_dir):
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_a_loss_that_has_no_logarithm_is_drawn_all_the_same(run_dir, value):
     add_lines(run_dir / "metrics.jsonl", [{"step": 200, "split": "train", "name": "train/loss", "value": value}])
-    assert "Loss, nats" in health_figure(read_run(run_dir), [])
+    assert "Loss, nats" in health_figure(read_files(run_dir), [])
 
 
 def test_a_run_without_records(tmp_path):
-    (tmp_path / "config.yaml").write_text(json.dumps({"recipe": "demo"}))
-    run = read_run(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    run = read_files(tmp_path)
     assert health_figure(run, [FOUND]) == ""
     assert looked_at(run) == "Looked at 0 steps, none of them skipped."
     assert "stale_optimizer" in health(tmp_path, [FOUND])

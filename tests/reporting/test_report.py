@@ -10,7 +10,7 @@ import pytest
 from sottovoce.reporting import write_report
 from sottovoce.reporting.style import STYLE
 
-from .conftest import add_evaluation, add_lines
+from .conftest import CONFIG, add_evaluation, add_lines
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,7 @@ def test_words_and_several_evaluations(run_dir):
 
 def test_a_run_that_was_killed_before_any_evaluation(run_dir):
     (run_dir / "events.jsonl").unlink()
-    (run_dir / "config.yaml").write_text("recipe: demo\ntraining: {steps: 5000}\n")
+    (run_dir / "config.yaml").write_text(CONFIG.replace("steps: 200", "steps: 5000"))
     page = page_of(run_dir)
     assert "step 200 of 5,000" in page
     assert f"<code>sottovoce train resume={run_dir}</code>" in page
@@ -101,7 +101,7 @@ def test_an_aborted_run_says_so(run_dir):
 
 
 def test_a_run_without_any_metric(tmp_path):
-    (tmp_path / "config.yaml").write_text("recipe: demo\n")
+    (tmp_path / "config.yaml").write_text(CONFIG)
     page = page_of(tmp_path)
     assert "No metrics yet" in page
     assert "Nothing has been recorded" in page

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sottovoce
 
 if TYPE_CHECKING:
-    from sottovoce.diagnosis.explainer.run_record import RunRecord
+    from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
     from sottovoce.verbs.diagnose import Diagnosis
 
 DESCRIPTION = """What went wrong in a run, or in one bad step of it, and why: the cause, the evidence, the fix.
@@ -90,7 +90,7 @@ def _print(found: Diagnosis) -> None:
         print(_unfinished(found.record))
 
 
-def _verdict(record: RunRecord) -> str:
+def _verdict(record: DiagnosedRun) -> str:
     """What to say where nothing was found, with the figures to judge it by."""
     from sottovoce.diagnosis.explainer.rules_learnt import how_it_stands, knows_nothing
 
@@ -100,7 +100,7 @@ def _verdict(record: RunRecord) -> str:
     return f"healthy: nothing was found. {stands or 'It has not been validated yet'}"
 
 
-def _unfinished(record: RunRecord) -> str:
+def _unfinished(record: DiagnosedRun) -> str:
     from sottovoce.diagnosis.explainer.rules_failed import failure_of
 
     resumable = "last" in record.checkpoints

@@ -18,7 +18,7 @@ from sottovoce.reporting.result_sections import (
     posteriors_section,
     trials_section,
 )
-from sottovoce.reporting.run_files import RunFiles, read_run
+from sottovoce.reporting.run_files import RunFiles, read_files
 from sottovoce.reporting.style import STYLE
 from sottovoce.reporting.training_section import events_section, resume, training_section
 
@@ -46,7 +46,7 @@ def write_report(run_dir: Path, findings: Sequence[Finding] | None = None, pages
     Raises:
         CheckpointError: `run_dir` is not a run directory, or one of its files is damaged.
     """
-    page = render(read_run(run_dir), findings, pages or {})
+    page = render(read_files(run_dir), findings, pages or {})
     path = run_dir / "report.html"
     temporary = path.with_suffix(".html.tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -101,7 +101,7 @@ def _facts(run: RunFiles) -> str:
 
 
 def _configuration(run: RunFiles) -> str:
-    parts = [("Configuration", run.config), ("Environment", run.environment)]
+    parts = [("Configuration", run.record.values), ("Environment", run.record.environment)]
     cards = "".join(
         card(f"<details><summary>{title}</summary>{settings(values)}</details>") for title, values in parts if values
     )

@@ -21,7 +21,8 @@ from sottovoce.reporting.html import (
     table,
     text,
 )
-from sottovoce.reporting.run_files import Evaluated, RunFiles
+from sottovoce.reporting.run_files import RunFiles
+from sottovoce.runs.record import Evaluated
 
 METRICS: Final = ("per", "wer", "cer", "wra")
 NUM_WORST, NUM_BEST = 8, 4
@@ -39,7 +40,7 @@ def headline(run: RunFiles) -> str:
     """The rates of the first evaluation, big, and a table where there are several."""
     if not run.evaluations:
         return missing("Not evaluated yet. Error rates with intervals come from:", evaluate_command(run))
-    result, trials = run.evaluations[0].result, run.evaluations[0].trials
+    result, trials = run.evaluations[0].result, run.evaluations[0].hypotheses
     sentences = any(" " in (t["reference"] or "") for t in trials)
     singular = result["symbols"].removesuffix("s").capitalize()
     labels = {
@@ -108,7 +109,7 @@ def groups_section(run: RunFiles) -> str:
         return ""
     result = run.evaluations[0].result
     metric = "per"
-    if (result["wer"] is not None) and all(" " not in (t["reference"] or "") for t in run.evaluations[0].trials):
+    if (result["wer"] is not None) and all(" " not in (t["reference"] or "") for t in run.evaluations[0].hypotheses):
         metric = "wer"  # isolated words: the word is what counts
     parts = []
     for kind, groups in result["by_group"].items():
@@ -137,11 +138,11 @@ def _forest(groups: dict[str, dict[str, Any]], metric: str, whole: float | None)
 
 def confusions_section(run: RunFiles) -> str:
     """The confusion matrix of the headline evaluation, and its most frequent entries."""
-    if not run.evaluations or not run.evaluations[0].trials:
+    if not run.evaluations or not run.evaluations[0].hypotheses:
         return ""
     evaluated = run.evaluations[0]
     symbols = symbol_table(evaluated.result["symbols"])
-    pairs = [(symbols.encode(t["reference_symbols"]), symbols.encode(t["symbols"])) for t in evaluated.trials]
+    pairs = [(symbols.encode(t["reference_symbols"]), symbols.encode(t["symbols"])) for t in evaluated.hypotheses]
     counts = confusion_counts(pairs, len(symbols), gap=symbols.blank)
     picture = card(
         f'<div class="wide">{heatmaps.confusions(counts, symbols)}</div>',
@@ -202,10 +203,10 @@ def _example(stored: Examples, example: Example) -> str:
 
 def trials_section(run: RunFiles) -> str:
     """The trials with the most errors for their length and those with the fewest, aligned."""
-    if not run.evaluations or not run.evaluations[0].trials:
+    if not run.evaluations or not run.evaluations[0].hypotheses:
         return ""
     evaluated = run.evaluations[0]
-    ranked = sorted(evaluated.trials, key=lambda t: (-_per(t), -sum(t["counts"]["per"][:3]), t["trial_id"]))
+    ranked = sorted(evaluated.hypotheses, key=lambda t: (-_per(t), -sum(t["counts"]["per"][:3]), t["trial_id"]))
     worst = ranked[:NUM_WORST]
     best = sorted(ranked[NUM_WORST:], key=lambda t: (_per(t), -t["counts"]["per"][3], t["trial_id"]))[:NUM_BEST]
     parts = [difference_key(), card(*map(_trial, worst), title="Worst trials")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -13,6 +13,10 @@ from sottovoce.core.errors import CheckpointError
 
 CONFIG_FILE = "config.yaml"
 SESSIONS_FILE = "sessions.json"
+SECTIONS: Final = frozenset({"seed", "data", "preprocessor", "model", "training", "decoding"})
+"""Every configuration of a run has these keys."""
+RUN_FILES: Final = ("environment.json", "lexicon.json", "sessions.json", "metrics.jsonl", "events.jsonl")
+"""What shows that a folder without a configuration was meant to be a run."""
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -22,16 +26,25 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         CheckpointError: `run_dir` is not a run directory, or its configuration is damaged.
     """
     path = run_dir / CONFIG_FILE
+    if not run_dir.is_dir():
+        raise CheckpointError(f"{run_dir} is no folder: give the run directory that `sottovoce train` printed")
     if not path.is_file():
+        if not any(run_dir.iterdir()):
+            raise CheckpointError(f"{run_dir} is empty: the run wrote nothing, so there is nothing to diagnose")
+        if any((run_dir / name).exists() for name in RUN_FILES):
+            raise CheckpointError(
+                f"{run_dir} is half-written: it has no {CONFIG_FILE}, which a run writes before its first step; "
+                "start the run again"
+            )
         raise CheckpointError(f"{run_dir} is not a run directory: it has no {CONFIG_FILE}")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); restore it") from error
-    sections = {"seed", "data", "preprocessor", "model", "decoding"}
-    if not isinstance(config, dict) or not sections <= config.keys() or "symbols" not in config["data"]:
-        raise CheckpointError(f"{path} is not the configuration of a run; restore it")
-    return config
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} cannot be read ({reason}); restore it") from error
+    if not isinstance(values, dict) or not values.keys() >= SECTIONS or "symbols" not in values["data"]:
+        raise CheckpointError(f"{path} is not the configuration of a run of sottovoce; {run_dir} is not ours")
+    return values
 
 
 def write_sessions(run_dir: Path, sessions: Sequence[str]) -> None:

@@ -13,9 +13,8 @@ from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, is_capsule
 from sottovoce.diagnosis.capsules.reading import read_capsule
 from sottovoce.diagnosis.capsules.replay import Replayed, as_told, replay
 from sottovoce.diagnosis.causes import causes
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun, read_diagnosed
 from sottovoce.diagnosis.explainer.explainer import explain_record
-from sottovoce.diagnosis.explainer.reading import read_run
-from sottovoce.diagnosis.explainer.run_record import RunRecord
 from sottovoce.diagnosis.pages import pages
 
 
@@ -30,7 +29,7 @@ class Diagnosis:
     """Bad steps computed again, where that was asked for."""
     damaged: tuple[str, ...] = ()
     """Why other bad steps could not be computed again."""
-    record: RunRecord | None = None
+    record: DiagnosedRun | None = None
     """What the run recorded; None for a capsule."""
 
     @property
@@ -74,7 +73,7 @@ def _capsule(path: Path, replay_steps: bool) -> Diagnosis:
 
 
 def _run(path: Path, replay_steps: bool) -> Diagnosis:
-    record = read_run(path)
+    record = read_diagnosed(path)
     findings = explain_record(record)
     if not record.metrics and not findings:
         raise CheckpointError(

@@ -10,7 +10,7 @@ from sottovoce.core.errors import CheckpointError
 from sottovoce.diagnosis.capsules.capsule import BEFORE
 from sottovoce.diagnosis.capsules.reading import read_processes
 from sottovoce.diagnosis.capsules.signals import Signal, look_at_signals
-from sottovoce.diagnosis.explainer.run_record import RunRecord
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.features.pipeline import FeaturePipeline
 
 
@@ -42,14 +42,14 @@ class BadStep:
         return {trial: signal for trial, signal in odd.items() if not self.values or trial in self.values}
 
 
-def refused_steps(record: RunRecord, code: str) -> list[BadStep]:
+def refused_steps(record: DiagnosedRun, code: str) -> list[BadStep]:
     """The steps that the guard refused for `code`: `nonfinite_loss` or `nonfinite_gradient`; in order."""
     return list(_refused_steps(record, code))
 
 
-def _refused_steps(record: RunRecord, code: str) -> Iterator[BadStep]:
+def _refused_steps(record: DiagnosedRun, code: str) -> Iterator[BadStep]:
     capsules = {folder.name: folder for folder in record.capsules if (folder / BEFORE).is_dir()}
-    for event in record.told("step_skipped"):
+    for event in record.events_named("step_skipped"):
         if event["code"] != code:
             continue
         step = int(event["step"])

@@ -25,8 +25,7 @@ from sottovoce.diagnosis.explainer import (
     rules_stages,
     rules_teachers,
 )
-from sottovoce.diagnosis.explainer.reading import read_run
-from sottovoce.diagnosis.explainer.run_record import RunRecord
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun, read_diagnosed
 from sottovoce.diagnosis.explainer.suspicion import Rule, Suspicion
 from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS, ranked
 
@@ -84,10 +83,10 @@ def explain(run_dir: Path, include_notes: bool = False) -> list[Finding]:
     Raises:
         CheckpointError: not a run directory, half-written, or of a newer version.
     """
-    return explain_record(read_run(run_dir), include_notes)
+    return explain_record(read_diagnosed(run_dir), include_notes)
 
 
-def explain_record(record: RunRecord, include_notes: bool = False) -> list[Finding]:
+def explain_record(record: DiagnosedRun, include_notes: bool = False) -> list[Finding]:
     """What `explain` says of a run that has been read already."""
     suspicions = [suspicion for rule in RULES for suspicion in rule(record)]
     merged = _merged(suspicions)

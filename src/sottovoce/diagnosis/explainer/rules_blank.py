@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.rules_schedule import LEARNT, planned_steps
-from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
 from sottovoce.diagnosis.thresholds import BLANK, LARGE_EPS, LEFT
+from sottovoce.runs.record import Series
 
 PATIENCE_STEPS: Final = 500
 PATIENCE_SHARE: Final = 0.02
@@ -34,7 +35,7 @@ DECODES: Final = 0.6
 FEWEST_TRIALS: Final = 10
 
 
-def all_blank(record: RunRecord) -> Iterator[Suspicion]:
+def all_blank(record: DiagnosedRun) -> Iterator[Suspicion]:
     """D5 and D6: blank everywhere until the end of the record, with the loss falling (a note) or standing (a fault)."""
     blank, loss = record.metric("train/blank_fraction"), record.metric("train/ctc_loss")
     since = _begin_of_plateau(blank)
@@ -86,12 +87,12 @@ def _begin_of_plateau(blank: Series) -> int | None:
     return begin
 
 
-def _learnt_before(record: RunRecord, since: int) -> bool:
+def _learnt_before(record: DiagnosedRun, since: int) -> bool:
     """The model had decoded something: an error rate well under 1 before the plateau."""
     return any(value < LEARNT for value in record.metric("val/per").between(-1, since).values)
 
 
-def label_in_the_blanks_place(record: RunRecord) -> Iterator[Suspicion]:
+def label_in_the_blanks_place(record: DiagnosedRun) -> Iterator[Suspicion]:
     """The blank is hardly ever the best symbol, and one label is said before nearly every trial's own first one."""
     for evaluation in record.evaluations:
         trials = [h for h in evaluation.hypotheses if h.get("reference_symbols") and h.get("symbols")]

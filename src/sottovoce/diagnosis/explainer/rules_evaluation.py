@@ -12,10 +12,11 @@ from sottovoce.core.examples import read_examples
 from sottovoce.core.symbols import TABLES, SymbolTable
 from sottovoce.core.text import NORMALISER
 from sottovoce.decoding.greedy import greedy_ctc
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.rules_schedule import selection_metric
-from sottovoce.diagnosis.explainer.run_record import Evaluated, RunRecord
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, suspect
 from sottovoce.metrics import error_counts, percent
+from sottovoce.runs.record import Evaluated
 
 OFFSETS: Final = (-2, -1, 1, 2)
 OFFSET_GAIN: Final = 0.1
@@ -34,7 +35,7 @@ FEWEST_TRIALS: Final = 10
 RATES: Final = ("per", "wer", "cer")
 
 
-def rates_are_counted(record: RunRecord) -> Iterator[Suspicion]:
+def rates_are_counted(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G1, G2, G4: each stored rate against the sum of its trials' errors, and these against the edit distance."""
     for evaluation in record.evaluations:
         hypotheses, result = evaluation.hypotheses, evaluation.result
@@ -87,7 +88,7 @@ def _unit_of_empty(evaluation: Evaluated) -> Iterator[Suspicion]:
             return
 
 
-def validation_has_its_unit(record: RunRecord) -> Iterator[Suspicion]:
+def validation_has_its_unit(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G1 in the records of training: next to no errors from a model that answers blank."""
     blank = record.metric("val/blank_fraction")
     for name in ("val/per", "val/wer"):
@@ -127,7 +128,7 @@ def _positional(evaluation: Evaluated) -> Iterator[Suspicion]:
         yield suspect("metric_is_positional", f"{evidence}.", support=0.6, about=evaluation.name)
 
 
-def symbols_are_shifted(record: RunRecord) -> Iterator[Suspicion]:
+def symbols_are_shifted(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G5: would other ids fit the references better?"""
     for evaluation in record.evaluations:
         table = TABLES.get(str(evaluation.result.get("symbols")))
@@ -159,7 +160,7 @@ def _rate(pairs: Sequence[tuple[list[int], list[int]]], offset: int, total: int)
     return sum(sum(error_counts(ref, [i + offset for i in hyp])[:3]) for ref, hyp in pairs) / total
 
 
-def greedy_order_is_right(record: RunRecord) -> Iterator[Suspicion]:
+def greedy_order_is_right(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G3: the kept examples decoded again from their posteriors."""
     for path in sorted((record.run_dir / "evaluation").glob("examples.*.npz")):
         kept = read_examples(path)
@@ -190,10 +191,10 @@ def _merged_last(log_probs_SV: Any, blank: int) -> list[int]:
     return [symbol for i, symbol in enumerate(kept) if i == 0 or symbol != kept[i - 1]]
 
 
-def trainer_and_evaluation_agree(record: RunRecord) -> Iterator[Suspicion]:
+def trainer_and_evaluation_agree(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G6: the best checkpoint's validation rate in the trainer against the evaluation's."""
     best = record.checkpoints.get("best")
-    if best is None or record.config is None or record.told("flow_bridge_measured"):
+    if best is None or record.config is None or record.events_named("flow_bridge_measured"):
         return
     metric = selection_metric(record)
     decoder = str(best.progress.get("best_by") or "").rpartition(" ")[2] or record.config.decoding.decoder
@@ -210,7 +211,7 @@ def trainer_and_evaluation_agree(record: RunRecord) -> Iterator[Suspicion]:
     yield suspect("train_eval_mismatch", evidence, step=best.step, support=0.8)
 
 
-def references_are_texts(record: RunRecord) -> Iterator[Suspicion]:
+def references_are_texts(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G10: another normaliser, or references that their own symbols contradict."""
     for evaluation in record.evaluations:
         normaliser = evaluation.result.get("normaliser")
@@ -239,7 +240,7 @@ def _spelled(symbols: Sequence[str]) -> list[str]:
     return "".join(" " if s == "|" else s.lower() for s in symbols).split()
 
 
-def seen_sentences(record: RunRecord) -> Iterator[Suspicion]:
+def seen_sentences(record: DiagnosedRun) -> Iterator[Suspicion]:
     """H1: sentences of training are decoded far better than others."""
     for evaluation in record.evaluations:
         texts = evaluation.result.get("by_group", {}).get("text", {})

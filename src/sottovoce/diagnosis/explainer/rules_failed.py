@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from sottovoce.diagnosis.causes import causes
-from sottovoce.diagnosis.explainer.run_record import RunRecord
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, suspect
 
 
-def failure_of(record: RunRecord) -> dict[str, Any] | None:
+def failure_of(record: DiagnosedRun) -> dict[str, Any] | None:
     """The event of the error that ended the run; None where it ended otherwise, or has been resumed since."""
-    ends = record.told("run_failed", "resumed", "run_aborted", "run_finished")
+    ends = record.events_named("run_failed", "resumed", "run_aborted", "run_finished")
     return ends[-1] if ends and ends[-1]["event"] == "run_failed" else None
 
 
-def run_failed(record: RunRecord) -> Iterator[Suspicion]:
+def run_failed(record: DiagnosedRun) -> Iterator[Suspicion]:
     """The error, as the cause that its message names, else as `ended_by_error`."""
     event = failure_of(record)
     if event is None:

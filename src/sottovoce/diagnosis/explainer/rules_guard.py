@@ -11,11 +11,12 @@ from typing import Any, Final
 from sottovoce.core.findings import Severity
 from sottovoce.diagnosis.causes import causes, found, recorded
 from sottovoce.diagnosis.explainer.bad_steps import BadStep, refused_steps
-from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.suspicion import Suspicion
 from sottovoce.diagnosis.explainer.targets import Target, look_up
 from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS
 from sottovoce.diagnosis.thresholds import INCIDENT_STEPS, INCIDENT_WINDOW
+from sottovoce.runs.record import Series
 
 SYMPTOM: Final = 0.5
 """Support of what the guard saw: it happened for certain, but it is what has to be explained."""
@@ -36,7 +37,7 @@ OWN_CAST: Final = (
 """Advice where numbers overflow in a run that is in float32 already."""
 
 
-def recorded_findings(record: RunRecord) -> Iterator[Suspicion]:
+def recorded_findings(record: DiagnosedRun) -> Iterator[Suspicion]:
     """Events that carry a code of the catalogue; of several with one code the first, with how often it was seen."""
     seen: dict[str, list[dict[str, Any]]] = {}
     for event in record.events:
@@ -49,9 +50,9 @@ def recorded_findings(record: RunRecord) -> Iterator[Suspicion]:
         yield Suspicion(replace(finding, evidence=finding.evidence + again, step=int(events[0]["step"])), code)
 
 
-def guard_actions(record: RunRecord) -> Iterator[Suspicion]:
+def guard_actions(record: DiagnosedRun) -> Iterator[Suspicion]:
     """Steps that the guard skipped or undid, by its own reason."""
-    actions = record.told("step_skipped", "rolled_back")
+    actions = record.events_named("step_skipped", "rolled_back")
     for code in dict.fromkeys(str(event["code"]) for event in actions if event.get("code") in causes()):
         events = [event for event in actions if event.get("code") == code]
         steps = [int(event["step"]) for event in events]
@@ -72,7 +73,7 @@ def guard_actions(record: RunRecord) -> Iterator[Suspicion]:
         yield Suspicion(finding, code)
 
 
-def _replay_of(record: RunRecord, steps: Sequence[int]) -> str:
+def _replay_of(record: DiagnosedRun, steps: Sequence[int]) -> str:
     """The command that takes a bad step apart, where one of `steps` was kept; empty: the catalogue's advice."""
     kept = [folder for folder in record.capsules if folder.name in map(str, steps)]
     if not kept:
@@ -90,7 +91,7 @@ def _severity(code: str, steps: Sequence[int], aborted: bool) -> Severity | None
     return "note" if code == "gradient_spike" else "warning"
 
 
-def why_the_loss_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
+def why_the_loss_is_not_finite(record: DiagnosedRun) -> Iterator[Suspicion]:
     """Which trials, what their signals and targets are, else overflow."""
     steps = refused_steps(record, "nonfinite_loss")
     yield from _from_signals(steps, "nonfinite_loss")
@@ -195,7 +196,7 @@ def _from_targets(targets: dict[str, Target], infinite: Sequence[str], named: st
     yield _about_loss("frame_length_off_by_one", evidence, step, 0.6 if margin < 2 else 0.4, targets)
 
 
-def _everything_is_bad(record: RunRecord, steps: Sequence[BadStep]) -> Iterator[Suspicion]:
+def _everything_is_bad(record: DiagnosedRun, steps: Sequence[BadStep]) -> Iterator[Suspicion]:
     step = steps[0].step
     norms = record.metric("train/gradient_norm").between(-1, step)
     evidence = f"From step {step} on the loss of every trial of a batch is not finite ({steps[0].count} at first)."
@@ -207,7 +208,7 @@ def _everything_is_bad(record: RunRecord, steps: Sequence[BadStep]) -> Iterator[
     yield from _numbers_overflow(record, steps, evidence)
 
 
-def _numbers_overflow(record: RunRecord, steps: Sequence[BadStep], evidence: str) -> Iterator[Suspicion]:
+def _numbers_overflow(record: DiagnosedRun, steps: Sequence[BadStep], evidence: str) -> Iterator[Suspicion]:
     """Half precision, where the run uses it; of a run in float32 only where its capsules acquit the signals."""
     step, looked_at = steps[0].step, [s for s in steps if s.signals]
     if looked_at:
@@ -225,7 +226,7 @@ def _numbers_overflow(record: RunRecord, steps: Sequence[BadStep], evidence: str
             yield _about_loss("scan_overflow", evidence, step, 0.5)
 
 
-def in_half_precision(record: RunRecord) -> bool:
+def in_half_precision(record: DiagnosedRun) -> bool:
     """The run computed in bfloat16: by its setting, or where that is `auto` by the machine it ran on."""
     if record.config is None or record.config.training.precision != "auto":
         return record.config is not None and record.config.training.precision == "bfloat16"
@@ -234,13 +235,13 @@ def in_half_precision(record: RunRecord) -> bool:
     return has_gpu and record.config.trainer.accelerator != "cpu"
 
 
-def why_the_gradient_is_not_finite(record: RunRecord) -> Iterator[Suspicion]:
+def why_the_gradient_is_not_finite(record: DiagnosedRun) -> Iterator[Suspicion]:
     """Section 1, step 4: finite losses, so that the fault lies in the backward pass or in its number format."""
     steps = refused_steps(record, "nonfinite_gradient")
     yield from _from_signals(steps, "nonfinite_gradient")
     explained = any(step.culprits for step in steps)
     rest = {s.step for s in steps if not s.culprits and (s.signals or not explained)}
-    skips = [e for e in record.told("step_skipped") if e["code"] == "nonfinite_gradient" and e["step"] in rest]
+    skips = [e for e in record.events_named("step_skipped") if e["code"] == "nonfinite_gradient" and e["step"] in rest]
     if not skips or record.config is None:
         return
     step, names = int(skips[0]["step"]), str(skips[0].get("evidence"))

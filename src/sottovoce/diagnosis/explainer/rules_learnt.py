@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.rules_schedule import comparable_from, planned_steps
-from sottovoce.diagnosis.explainer.run_record import RunRecord
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
 from sottovoce.diagnosis.thresholds import AT_FLOOR, LEARNT_SHARE
 
@@ -32,13 +32,13 @@ CHANCE: Final = 0.7
 """Below it something is decoded, however improbable the model finds the labels: that is another matter."""
 
 
-def has_learnt(record: RunRecord) -> Iterator[Suspicion]:
+def has_learnt(record: DiagnosedRun) -> Iterator[Suspicion]:
     """After enough steps: neither a loss below the floor nor an error rate below that of chance."""
     if knows_nothing(record) and had_time(record) and not _on_its_way(record):
         yield suspect("not_learnt", f"{how_it_stands(record)}.", step=record.metric("val/loss").steps[-1], support=0.9)
 
 
-def input_is_heard(record: RunRecord) -> Iterator[Suspicion]:
+def input_is_heard(record: DiagnosedRun) -> Iterator[Suspicion]:
     """A trial's own labels are likelier than another trial's, unless the answers do not depend on the signal.
 
     Without any signal a recurrence still learns how sentences begin and how many phonemes a trial of its length has:
@@ -60,7 +60,7 @@ def input_is_heard(record: RunRecord) -> Iterator[Suspicion]:
         )
 
 
-def knows_nothing(record: RunRecord) -> bool:
+def knows_nothing(record: DiagnosedRun) -> bool:
     """The last validation is what a model gives that does not look at the signal."""
     last = _last_validation(record)
     if last is None:
@@ -71,7 +71,7 @@ def knows_nothing(record: RunRecord) -> bool:
     return blind or (rate is not None and rate >= NOTHING)
 
 
-def _on_its_way(record: RunRecord) -> bool:
+def _on_its_way(record: DiagnosedRun) -> bool:
     """Below the floor and still falling: more steps are what such a run lacks."""
     losses, floor = record.metric("val/loss").values, record.floors.get("val")
     if floor is None or len(losses) < 2:
@@ -79,7 +79,7 @@ def _on_its_way(record: RunRecord) -> bool:
     return losses[-1] < BLIND * floor and losses[-1] < FALLS * min(losses[: len(losses) // 2])
 
 
-def validation_is_like_training(record: RunRecord) -> Iterator[Suspicion]:
+def validation_is_like_training(record: DiagnosedRun) -> Iterator[Suspicion]:
     """The training trials are learnt, and no validation is better than answers that ignore the signal."""
     first = comparable_from(record)
     losses = record.metric("val/loss").between(first, float("inf"))
@@ -99,7 +99,7 @@ def validation_is_like_training(record: RunRecord) -> Iterator[Suspicion]:
     yield suspect("validation_unlike_training", evidence, step=losses.steps[0], support=0.9, about="metric_turns")
 
 
-def how_it_stands(record: RunRecord) -> str:
+def how_it_stands(record: DiagnosedRun) -> str:
     """The last validation in a line, for a person to judge; empty where there was none."""
     last = _last_validation(record)
     if last is None:
@@ -111,13 +111,13 @@ def how_it_stands(record: RunRecord) -> str:
     return f"At step {step}: {per}validation loss {loss:.3g}{against}"
 
 
-def _last_validation(record: RunRecord) -> tuple[int, float, float | None] | None:
+def _last_validation(record: DiagnosedRun) -> tuple[int, float, float | None] | None:
     """Step, `val/loss` in nats an utterance, and the `val/per` of that step where it was computed."""
     losses = record.metric("val/loss")
     return (losses.steps[-1], losses.values[-1], record.metric("val/per").at(losses.steps[-1])) if losses else None
 
 
-def had_time(record: RunRecord) -> bool:
+def had_time(record: DiagnosedRun) -> bool:
     """The last stage has had the steps that a slow start may take."""
     if record.config is None or record.metric("val/loss").steps[-1] - comparable_from(record) < FEWEST_STEPS:
         return False

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from sottovoce.diagnosis.explainer.run_record import RunRecord
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
 from sottovoce.training.branches import BRANCHES, CTC, TRANSDUCER
 
@@ -21,7 +21,7 @@ WEIGHTS_DIFFER: Final = 50.0
 TOTAL_TOLERANCE: Final = 0.02
 
 
-def zero_terms(record: RunRecord) -> Iterator[Suspicion]:
+def zero_terms(record: DiagnosedRun) -> Iterator[Suspicion]:
     """E5, and I1 or A2 where zeros come and go."""
     for name in (*(branch.metric for branch in BRANCHES.values()), "val/loss"):
         values = record.metric(name)
@@ -43,7 +43,7 @@ def zero_terms(record: RunRecord) -> Iterator[Suspicion]:
             yield suspect(code, evidence, step=zeros[0], support=support, about=f"zero {name}")
 
 
-def nonfinite_series(record: RunRecord) -> Iterator[Suspicion]:
+def nonfinite_series(record: DiagnosedRun) -> Iterator[Suspicion]:
     """A5: from some step on the recorded loss itself is not finite, which a guarded run cannot show."""
     series = record.series.get("train/loss")
     if series is None:
@@ -63,7 +63,7 @@ def nonfinite_series(record: RunRecord) -> Iterator[Suspicion]:
     yield suspect("nonfinite_loss", evidence, step=bad[0], support=0.6, about="nonfinite_series")
 
 
-def terms_fit_together(record: RunRecord) -> Iterator[Suspicion]:
+def terms_fit_together(record: DiagnosedRun) -> Iterator[Suspicion]:
     """E1: the two recognisers' losses at their first sight; and the total against its terms."""
     ctc, transducer = record.metric(CTC.metric), record.metric(TRANSDUCER.metric)
     if ctc and transducer and ctc.values[0] > 0:
@@ -83,7 +83,7 @@ def terms_fit_together(record: RunRecord) -> Iterator[Suspicion]:
     yield from _total_is_the_sum(record)
 
 
-def _total_is_the_sum(record: RunRecord) -> Iterator[Suspicion]:
+def _total_is_the_sum(record: DiagnosedRun) -> Iterator[Suspicion]:
     """With one loss an utterance and one stage, the total is the weighted term."""
     config = record.config
     if config is None or config.training.loss_normalisation != "per_utterance" or len(record.stages) != 1:
@@ -109,7 +109,7 @@ def _total_is_the_sum(record: RunRecord) -> Iterator[Suspicion]:
         yield suspect("reduction_mismatch", evidence, support=0.8, about="total")
 
 
-def one_weight_dwarfs(record: RunRecord) -> Iterator[Suspicion]:
+def one_weight_dwarfs(record: DiagnosedRun) -> Iterator[Suspicion]:
     """E4: the weights of the two recognisers differ by orders of magnitude."""
     for stage in record.stages:
         weights = {name: stage.weights[name] for name in ("ctc", "rnnt") if stage.weights.get(name)}
@@ -118,6 +118,6 @@ def one_weight_dwarfs(record: RunRecord) -> Iterator[Suspicion]:
             yield suspect("loss_term_dominates", evidence, step=stage.first, support=0.7)
 
 
-def _labels_per_trial(record: RunRecord) -> float:
+def _labels_per_trial(record: DiagnosedRun) -> float:
     lengths = [len(h.get("reference_symbols", ())) for e in record.evaluations for h in e.hypotheses]
     return sum(lengths) / len(lengths) if lengths else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.suspicion import JUMP, Suspicion, jump_after, middle, suspect
 from sottovoce.diagnosis.thresholds import (
     AT_FLOOR,
@@ -16,6 +16,7 @@ from sottovoce.diagnosis.thresholds import (
     SPIKE,
     SPIKE_WINDOW,
 )
+from sottovoce.runs.record import Series
 from sottovoce.training.schedules import learning_rate_factor
 
 RATE_TOLERANCE: Final = 0.01
@@ -41,7 +42,7 @@ EXPLODED: Final = 10.0
 FEWEST_STEPS: Final = 100
 
 
-def schedule_is_followed(record: RunRecord) -> Iterator[Suspicion]:
+def schedule_is_followed(record: DiagnosedRun) -> Iterator[Suspicion]:
     """B6: the recorded learning rate against the configured schedule, line by line."""
     expected = _expected_rates(record)
     name, rates = _rates(record)
@@ -58,7 +59,7 @@ def schedule_is_followed(record: RunRecord) -> Iterator[Suspicion]:
         f"{name} is {rate:.3g} at step {step}, where the schedule gives {planned:.3g}; {len(wrong)} of {len(rates)} "
         f"records differ, the first at step {wrong[0][0]}{', and the rate never changes' if flat else ''}."
     )
-    resumed = [int(e["step"]) for e in record.told("resumed") if e["step"] <= wrong[0][0]]
+    resumed = [int(e["step"]) for e in record.events_named("resumed") if e["step"] <= wrong[0][0]]
     if resumed and wrong[0][0] - resumed[-1] <= 2 * record.log_every and not flat:
         yield suspect("incomplete_resume", f"After the run was resumed at step {resumed[-1]}: {evidence}", support=0.8,
                       step=resumed[-1], about="schedule")  # fmt: skip
@@ -66,21 +67,21 @@ def schedule_is_followed(record: RunRecord) -> Iterator[Suspicion]:
         yield suspect("schedule_not_stepped", evidence, step=wrong[0][0], support=0.95, about="schedule")
 
 
-def _rates(record: RunRecord) -> tuple[str, Series]:
+def _rates(record: DiagnosedRun) -> tuple[str, Series]:
     names = ("learning_rate/other", "learning_rate/encoder.other", "learning_rate/encoder.bias")
     name = next((n for n in names if n in record.series), names[0])
     return name, record.metric(name)
 
 
-def _expected_rates(record: RunRecord) -> dict[int, float]:
+def _expected_rates(record: DiagnosedRun) -> dict[int, float]:
     """The mean rate of each line's steps by the configuration; empty where the run's length is not known."""
     config, log = record.config, record.log_every
     total = planned_steps(record)
     if config is None or (total is None and config.training.scheduler.max_steps is None):
         return {}
-    if record.told("rolled_back"):
+    if record.events_named("rolled_back"):
         return {}  # a rolled-back step may or may not have counted
-    training, skipped = config.training, {int(e["step"]) for e in record.told("step_skipped")}
+    training, skipped = config.training, {int(e["step"]) for e in record.events_named("step_skipped")}
     staged = bool(training.stages)
     factors = {s.canonical_name: s.rate_of("encoder") if "encoder" in s.components else 0.0 for s in training.stages}
     stage_of = {step: b.name for b in record.stages for step in range(b.first + 1, b.last + 1)} if staged else {}
@@ -98,7 +99,7 @@ def _expected_rates(record: RunRecord) -> dict[int, float]:
     return expected
 
 
-def planned_steps(record: RunRecord) -> int | None:
+def planned_steps(record: DiagnosedRun) -> int | None:
     """Steps of the whole run; None where a stage in epochs has not begun yet."""
     if record.config is None:
         return None
@@ -113,12 +114,12 @@ def planned_steps(record: RunRecord) -> int | None:
     return None if None in lengths else sum(length or 0 for length in lengths)
 
 
-def steps_are_too_large(record: RunRecord) -> Iterator[Suspicion]:
+def steps_are_too_large(record: DiagnosedRun) -> Iterator[Suspicion]:
     """D3: the loss rises above where it began, or norms spike again and again."""
     loss, norms = record.metric("train/ctc_loss"), record.metric("train/gradient_norm")
     if len(loss) < 5 or record.config is None:
         return
-    if any(jump_after(loss, int(e["step"])) for e in record.told("stage_started", "unfrozen", "resumed")):
+    if any(jump_after(loss, int(e["step"])) for e in record.events_named("stage_started", "unfrozen", "resumed")):
         return  # that has a cause of its own
     rate = record.config.training.optimizer.lr
     half, fix = (
@@ -162,7 +163,7 @@ def _spikes(norms: Series) -> list[tuple[int, float]]:
     return []
 
 
-def metric_turns(record: RunRecord) -> Iterator[Suspicion]:
+def metric_turns(record: DiagnosedRun) -> Iterator[Suspicion]:
     """D4 and overfitting: the validation metric has been worse than its best for three validations and more."""
     name = selection_metric(record)
     metric, loss = record.metric(name), record.metric("train/ctc_loss")
@@ -212,7 +213,7 @@ def metric_turns(record: RunRecord) -> Iterator[Suspicion]:
             yield suspect(code, evidence + ".", step=best_step, support=support, about="metric_turns")
 
 
-def clip_leaves_nothing(record: RunRecord) -> Iterator[Suspicion]:
+def clip_leaves_nothing(record: DiagnosedRun) -> Iterator[Suspicion]:
     """The gradient is nearly always many times the clip limit."""
     norms = record.metric("train/gradient_norm")
     if record.config is None or not record.config.training.max_grad_norm or record.last_step < FEWEST_STEPS:
@@ -232,9 +233,9 @@ def clip_leaves_nothing(record: RunRecord) -> Iterator[Suspicion]:
     yield suspect("clipped_to_standstill", evidence, support=0.8, override=wider, fix=fix, step=norms.steps[0])
 
 
-def steps_become_slow(record: RunRecord) -> Iterator[Suspicion]:
+def steps_become_slow(record: DiagnosedRun) -> Iterator[Suspicion]:
     """Steps take four times as long as at the start of the same stage, and do so for a quarter of it."""
-    since = max((int(e["step"]) for e in record.told("stage_started", "unfrozen", "resumed")), default=0)
+    since = max((int(e["step"]) for e in record.events_named("stage_started", "unfrozen", "resumed")), default=0)
     seconds = record.metric("train/step_seconds").between(since, float("inf"))
     if len(seconds) < 20:
         return
@@ -248,7 +249,7 @@ def steps_become_slow(record: RunRecord) -> Iterator[Suspicion]:
         yield suspect("throughput_drop", evidence, step=seconds.steps[-quarter], support=0.8)
 
 
-def selection_metric(record: RunRecord) -> str:
+def selection_metric(record: DiagnosedRun) -> str:
     """The metric that chose the best checkpoint in the stage that ran last."""
     if record.config is None:
         return "val/per"
@@ -259,6 +260,6 @@ def selection_metric(record: RunRecord) -> str:
     return f"val/{name}"
 
 
-def comparable_from(record: RunRecord) -> int:
+def comparable_from(record: DiagnosedRun) -> int:
     """Validations after this step were made with one decoder and one metric, in one stage with one set of parts."""
-    return max((int(e["step"]) for e in record.told("stage_started", "unfrozen")), default=0)
+    return max((int(e["step"]) for e in record.events_named("stage_started", "unfrozen")), default=0)

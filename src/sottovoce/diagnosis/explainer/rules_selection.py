@@ -8,11 +8,12 @@ from typing import Final
 
 import torch
 
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.rules_schedule import comparable_from, planned_steps, selection_metric
-from sottovoce.diagnosis.explainer.run_record import Evaluated, RunRecord, Series
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, suspect
 from sottovoce.metrics import percent
 from sottovoce.models.compose import build_model
+from sottovoce.runs.record import Evaluated, Series
 
 AVERAGES: Final = (2, 3, 4, 5)
 """Lengths of the moving averages that are tried."""
@@ -25,10 +26,10 @@ WORKS: Final = 0.9
 """A model with a higher error rate has not learnt enough for its checkpoints to be ranked."""
 
 
-def kept_checkpoint_is_the_best(record: RunRecord) -> Iterator[Suspicion]:
+def kept_checkpoint_is_the_best(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G7, G8: the step of the best checkpoint against the least recorded metric."""
     best, name = record.checkpoints.get("best"), selection_metric(record)
-    if best is None or record.told("flow_bridge_measured") or best.state.get("use_flow_bridge"):
+    if best is None or record.events_named("flow_bridge_measured") or best.state.get("use_flow_bridge"):
         return
     metric = record.metric(name).between(comparable_from(record), float("inf"))
     if not record.finished:  # the run may have been killed between a validation and its checkpoint
@@ -63,7 +64,7 @@ def _least_average(metric: Series, length: int, sign: int) -> int | None:
     return min(zip(metric.steps, means, strict=True), key=lambda entry: (sign * entry[1], entry[0]))[0]
 
 
-def gate_follows_the_metric(record: RunRecord) -> Iterator[Suspicion]:
+def gate_follows_the_metric(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G8: what chooses the checkpoint ranks the validations otherwise than the rate that is reported."""
     gate, target, since = selection_metric(record), "val/wer", comparable_from(record)
     if gate == target:
@@ -98,7 +99,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [sum(v < value for v in values) + (values.count(value) + 1) / 2 for value in values]
 
 
-def selection_metric_exists(record: RunRecord) -> Iterator[Suspicion]:
+def selection_metric_exists(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G9: validations, but no best checkpoint; or the metric that should choose it is absent or not finite."""
     name, validated = selection_metric(record), record.series.get("val/loss", Series())
     raw = record.series.get(name, Series())
@@ -118,7 +119,7 @@ def selection_metric_exists(record: RunRecord) -> Iterator[Suspicion]:
         yield suspect("metric_missing", evidence, step=first, support=0.9)
 
 
-def test_split_was_used(record: RunRecord) -> Iterator[Suspicion]:
+def test_split_was_used(record: DiagnosedRun) -> Iterator[Suspicion]:
     """H2: test rates among the records of training, or several settings tried on the test split alone."""
     during = [line for line in record.metrics if line.get("split") == "test" or line["name"].startswith("test/")]
     if during:
@@ -138,19 +139,21 @@ def _parts(evaluations: Sequence[Evaluated]) -> list[tuple[str, str, str]]:
     return [e.name.partition(".") for e in evaluations]
 
 
-def records_are_whole(record: RunRecord) -> Iterator[Suspicion]:
+def records_are_whole(record: DiagnosedRun) -> Iterator[Suspicion]:
     """Files that could not be read, or only in part."""
     for what in record.damaged:
         yield suspect("record_damaged", f"{what}.", about=what)
 
 
-def records_can_be(record: RunRecord) -> Iterator[Suspicion]:
+def records_can_be(record: DiagnosedRun) -> Iterator[Suspicion]:
     """I8: steps that the run never logs at, steps beyond its end, and counts of parameters that the model has not."""
     config = record.config
     if config is None:
         return
     training, planned = config.training, planned_steps(record)
-    ends = {b.last for b in record.stages} | {int(e["step"]) for e in record.told("stage_finished", "run_finished")}
+    ends = {b.last for b in record.stages} | {
+        int(e["step"]) for e in record.events_named("stage_finished", "run_finished")
+    }
     trained = [s for name in ("train/loss", "train/gradient_norm") for s in record.series.get(name, Series()).steps]
     odd = [s for s in trained if s % training.log_every_steps]
     odd_val = [
@@ -172,10 +175,12 @@ def records_can_be(record: RunRecord) -> Iterator[Suspicion]:
     yield from _parameters_can_be(record)
 
 
-def _parameters_can_be(record: RunRecord) -> Iterator[Suspicion]:
+def _parameters_can_be(record: DiagnosedRun) -> Iterator[Suspicion]:
     assert record.config is not None
     counts = [
-        int(e["trainable_parameters"]) for e in record.told("stage_started", "unfrozen") if "trainable_parameters" in e
+        int(e["trainable_parameters"])
+        for e in record.events_named("stage_started", "unfrozen")
+        if "trainable_parameters" in e
     ]
     model = record.config.model
     if not counts or None in (model.num_channels, model.num_sessions, model.num_symbols):
@@ -185,7 +190,7 @@ def _parameters_can_be(record: RunRecord) -> Iterator[Suspicion]:
     if max(counts) > total:
         evidence = f"The log speaks of {max(counts):,} trainable parameters; the configured model has {total:,}."
         yield suspect("unprovenanced_log", evidence, support=0.8, about="parameters")
-    for event in record.told("unfrozen"):
+    for event in record.events_named("unfrozen"):
         if event.get("trainable_before") == event.get("trainable_parameters"):
             evidence = (
                 f"{', '.join(event['components'])} was released at step {event['step']}, but the count of trainable "

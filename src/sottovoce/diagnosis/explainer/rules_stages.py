@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
-from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, jump_after, middle, suspect
 from sottovoce.models.compose import DecoderModel
+from sottovoce.runs.record import Series
 from sottovoce.training.branches import BRANCHES, CTC, TRANSDUCER
 
 STILL: Final = 0.97
@@ -19,9 +20,9 @@ RELEASED_STEPS: Final = 50
 """Steps after its release in which a part's loss must have moved."""
 
 
-def released_part_stands_still(record: RunRecord) -> Iterator[Suspicion]:
+def released_part_stands_still(record: DiagnosedRun) -> Iterator[Suspicion]:
     """B1: after a stage change or a release the new part's loss does not move while CTC's does."""
-    for event in record.told("unfrozen", "stage_started"):
+    for event in record.events_named("unfrozen", "stage_started"):
         step = int(event["step"])
         for branch in BRANCHES.values():
             component = branch.component
@@ -49,10 +50,10 @@ def _share_left(series: Series) -> float:
     return middle(series.values[-third:]) / max(middle(series.values[:third]), 1e-12)
 
 
-def held_back_part_is_computed(record: RunRecord) -> Iterator[Suspicion]:
+def held_back_part_is_computed(record: DiagnosedRun) -> Iterator[Suspicion]:
     """B3: the loss of a part that is still frozen is recorded, so that its forward pass ran."""
     warmup = record.config.training.rnnt_warmup_batches if record.config else 0
-    released = [int(e["step"]) for e in record.told("unfrozen") if "rnnt_decoder" in e["components"]]
+    released = [int(e["step"]) for e in record.events_named("unfrozen") if "rnnt_decoder" in e["components"]]
     holding = [b for b in record.stages if b.weights.get("rnnt")]
     if not warmup or not holding:
         return
@@ -67,12 +68,12 @@ def held_back_part_is_computed(record: RunRecord) -> Iterator[Suspicion]:
         yield suspect("frozen_branch_leaks", evidence, step=early.steps[0], support=0.9)
 
 
-def moments_were_lost(record: RunRecord) -> Iterator[Suspicion]:
+def moments_were_lost(record: DiagnosedRun) -> Iterator[Suspicion]:
     """B5: Adam has counted fewer steps than the weights have moved; or, without a checkpoint, the loss jumped."""
-    changes = record.told("stage_started", "unfrozen", "resumed")
+    changes = record.events_named("stage_started", "unfrozen", "resumed")
     saved = record.checkpoints.get("last")
     always = record.stages and all("encoder" in b.event["components"] and _recognises(b.weights) for b in record.stages)
-    if saved and saved.optimizer_steps and always and not record.told("rolled_back"):
+    if saved and saved.optimizer_steps and always and not record.events_named("rolled_back"):
         counts = [n for name, n in saved.optimizer_steps.items() if DecoderModel.component_of(name) == "encoder"]
         counted = max(counts, default=0)
         updates = int(saved.progress.get("updates", counted))
@@ -113,9 +114,9 @@ def _called(event: dict[str, Any]) -> str:
     return names[event["event"]]
 
 
-def continuation_is_complete(record: RunRecord) -> Iterator[Suspicion]:
+def continuation_is_complete(record: DiagnosedRun) -> Iterator[Suspicion]:
     """I2: the loss jumps, a stage begins again, or steps are missing or repeated where a run was resumed."""
-    resumed = [int(event["step"]) for event in record.told("resumed")]
+    resumed = [int(event["step"]) for event in record.events_named("resumed")]
     if not resumed:
         return
     for step in resumed:
@@ -125,7 +126,7 @@ def continuation_is_complete(record: RunRecord) -> Iterator[Suspicion]:
             )
             yield suspect("incomplete_resume", evidence, step=step, support=0.7, about="jump")
             break
-    begun = [str(event["stage"]) for event in record.told("stage_started")]
+    begun = [str(event["stage"]) for event in record.events_named("stage_started")]
     if again := [name for name in begun if begun.count(name) > 1]:
         evidence = f"Stage {again[0]} began {begun.count(again[0])} times; the run was resumed at step {resumed[-1]}."
         yield suspect("incomplete_resume", evidence, step=resumed[-1], support=0.95)
@@ -134,7 +135,7 @@ def continuation_is_complete(record: RunRecord) -> Iterator[Suspicion]:
     if repeated := [s for s, count in counts.items() if count > 1]:
         evidence = f"Step {repeated[0]} is recorded {counts[repeated[0]]} times; resumed at step {resumed[-1]}."
         yield suspect("incomplete_resume", evidence, step=resumed[-1], support=0.9)
-    skipped = {int(event["step"]) for event in record.told("step_skipped", "rolled_back")}
+    skipped = {int(event["step"]) for event in record.events_named("step_skipped", "rolled_back")}
     for step in resumed:
         after = [s for s in steps if s > step]
         if after and after[0] - step > 2 * record.log_every and not skipped & set(range(step, after[0])):
@@ -143,12 +144,12 @@ def continuation_is_complete(record: RunRecord) -> Iterator[Suspicion]:
             return
 
 
-def stage_ended_at_once(record: RunRecord) -> Iterator[Suspicion]:
+def stage_ended_at_once(record: DiagnosedRun) -> Iterator[Suspicion]:
     """E3: a stage ran out of patience before it had been validated often enough to lose any."""
     if record.config is None:
         return
     patience = {stage.canonical_name: stage.patience or 1 for stage in record.config.training.stages}
-    for event in record.told("stage_finished"):
+    for event in record.events_named("stage_finished"):
         begun = [b for b in record.stages if b.name == event["stage"]]
         if not begun or event["complete"]:
             continue
@@ -163,7 +164,7 @@ def stage_ended_at_once(record: RunRecord) -> Iterator[Suspicion]:
             yield suspect("stage_one_epoch", evidence, step=last, support=0.95)
 
 
-def planned_events_happened(record: RunRecord) -> Iterator[Suspicion]:
+def planned_events_happened(record: DiagnosedRun) -> Iterator[Suspicion]:
     """I4: the transducer's release, and every stage, were planned; did they come?"""
     config = record.config
     if config is None or not record.stages:
@@ -172,8 +173,8 @@ def planned_events_happened(record: RunRecord) -> Iterator[Suspicion]:
     wanted = {stage.canonical_name for stage in training.stages if stage.weight_of(TRANSDUCER.name)}
     stages = [b for b in record.stages if b.name in wanted]
     done = sum(b.last - b.first for b in stages)
-    bad = len(record.told("step_skipped", "rolled_back"))
-    released = any("rnnt_decoder" in event["components"] for event in record.told("unfrozen"))
+    bad = len(record.events_named("step_skipped", "rolled_back"))
+    released = any("rnnt_decoder" in event["components"] for event in record.events_named("unfrozen"))
     late = done - bad - training.rnnt_warmup_batches
     due = stages[0].first + training.rnnt_warmup_batches if stages else 0
     runs = bool(record.metric(TRANSDUCER.metric).between(due, float("inf")))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.rules_learnt import had_time
-from sottovoce.diagnosis.explainer.run_record import RunRecord
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
 from sottovoce.metrics import percent
 
@@ -16,7 +16,7 @@ STANDS: Final = 0.8
 """Of a divergence that falls, the last third of the run is below this share of the second."""
 
 
-def student_is_far_from_its_teachers(record: RunRecord) -> Iterator[Suspicion]:
+def student_is_far_from_its_teachers(record: DiagnosedRun) -> Iterator[Suspicion]:
     """H5 in the records alone: good teachers, a divergence that falls no further, and a student that decodes little.
 
     A student that is too small for what it is taught looks alike. Preflight tells them apart; where it has run, nothing
@@ -25,7 +25,9 @@ def student_is_far_from_its_teachers(record: RunRecord) -> Iterator[Suspicion]:
     if record.config is None or record.config.training.preflight:
         return
     rates, divergence = record.metric("val/per"), record.metric("train/distillation_loss")
-    known = [float(per) for event in record.told("taught_by")[:1] for per in event["per"] if isinstance(per, float)]
+    known = [
+        float(per) for event in record.events_named("taught_by")[:1] for per in event["per"] if isinstance(per, float)
+    ]
     if not known or not rates or len(divergence) < 6 or not had_time(record):
         return
     theirs, third = sum(known) / len(known), len(divergence) // 3

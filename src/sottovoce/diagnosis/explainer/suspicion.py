@@ -9,7 +9,8 @@ from typing import Protocol
 
 from sottovoce.core.findings import Finding, Severity
 from sottovoce.diagnosis.causes import found
-from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
+from sottovoce.runs.record import Series
 
 JUMP = 1.5
 """A loss that is this much above its recent median has jumped; noise of small batches stays below (chosen)."""
@@ -26,7 +27,7 @@ class Suspicion:
 class Rule(Protocol):
     """Looks at a run for one kind of trouble."""
 
-    def __call__(self, record: RunRecord) -> Iterable[Suspicion]:
+    def __call__(self, record: DiagnosedRun) -> Iterable[Suspicion]:
         """What it suspects; nothing of a healthy run."""
         ...
 

@@ -13,7 +13,7 @@ from sottovoce.core.errors import ConfigurationError, DataError
 from sottovoce.core.lengths import ctc_frames_needed
 from sottovoce.core.symbols import symbol_table
 from sottovoce.data.loading import open_data
-from sottovoce.diagnosis.explainer.run_record import RunRecord
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import build_model
 
@@ -32,7 +32,7 @@ class Target:
     finite_signal: bool
 
 
-def look_up(record: RunRecord, trial_ids: Sequence[str]) -> dict[str, Target]:
+def look_up(record: DiagnosedRun, trial_ids: Sequence[str]) -> dict[str, Target]:
     """The targets of these trials; those that the data set does not hold, or not any more, are absent."""
     config = record.config
     if config is None or not trial_ids or not Path(config.data.data_root).exists():

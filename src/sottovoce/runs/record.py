@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sottovoce.runs.names import WatchKey
-from sottovoce.training.config import RunConfig
+from sottovoce.runs.names import Event, WatchKey
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class SavedState:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """`training.module.Progress` as it was saved."""
+        """The progress of the training as it was saved."""
         found = self.state.get("progress")
         return found if isinstance(found, dict) else {}
 
@@ -78,8 +77,6 @@ class RunRecord:
     run_dir: Path
     values: dict[str, Any]
     """The configuration as plain values."""
-    config: RunConfig | None
-    """The same, checked; None where this version refuses a value that another accepted."""
     environment: dict[str, Any]
     metrics: tuple[dict[str, Any], ...]
     """The lines of `metrics.jsonl` in the order they were written."""
@@ -104,19 +101,26 @@ class RunRecord:
         """The finite values of `name`; empty where it was never recorded."""
         return self.series.get(name, Series()).finite()
 
-    def told(self, *names: str) -> list[dict[str, Any]]:
+    def setting(self, key: str) -> Any:
+        """A value of the configuration by its dotted key, None where the run's configuration has no such key."""
+        value: Any = self.values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def events_named(self, *names: str) -> list[dict[str, Any]]:
         """The events of these names, in order."""
         return [event for event in self.events if event["event"] in names]
 
     @property
     def finished(self) -> bool:
         """Its last step has been done."""
-        return bool(self.told("run_finished"))
+        return bool(self.events_named(Event.RUN_FINISHED))
 
     @property
     def aborted(self) -> bool:
         """The guard gave up."""
-        return bool(self.told("run_aborted"))
+        return bool(self.events_named(Event.RUN_ABORTED))
 
     @property
     def last_step(self) -> int:
@@ -141,14 +145,9 @@ class RunRecord:
         return {}
 
     @property
-    def log_every(self) -> int:
-        """Steps between two lines of training metrics."""
-        return self.config.training.log_every_steps if self.config else 1
-
-    @property
     def stages(self) -> list[Begun]:
         """The stages that have begun, with where they ended."""
-        begun = self.told("stage_started")
+        begun = self.events_named(Event.STAGE_STARTED)
         if not begun:
             return []
         ends = [int(event["step"]) for event in begun[1:]] + [self.last_step]

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from sottovoce.core.errors import CheckpointError
-from sottovoce.diagnosis.explainer.reading import read_run
-from sottovoce.diagnosis.explainer.run_record import RunRecord, Series
+from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun, read_diagnosed
+from sottovoce.runs.record import Series
 from tests.diagnosis.run_directories import LOG, STEPS, RunDirectory
 
 SPIKE = (
@@ -28,13 +28,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_everything_is_there(folder: Path) -> None:
-    record = read_run(folder)
+    record = read_diagnosed(folder)
     assert record.config is not None
     assert record.config.training.steps == record.values["training"]["steps"] == STEPS
     assert len(record.metric("train/loss")) == STEPS // LOG
     assert record.metric("train/loss").steps[:2] == (LOG, 2 * LOG)
     assert record.metric("no/such") == Series()
-    assert [e["step"] for e in record.told("step_skipped")] == [31]
+    assert [e["step"] for e in record.events_named("step_skipped")] == [31]
     assert (record.finished, record.aborted, record.last_step, record.best_step) == (True, False, STEPS, STEPS)
     assert record.checkpoints["last"].optimizer_steps == {"encoder.layers.0.weight": 399, "head.weight": 399}
     assert record.checkpoints["last"].progress["updates"] == 399
@@ -46,7 +46,7 @@ def test_a_run_killed_while_it_wrote_a_line(folder: Path) -> None:
         path = folder / name
         path.write_text(path.read_text()[:-12])
     shutil.rmtree(folder / "checkpoints")
-    record = read_run(folder)
+    record = read_diagnosed(folder)
     assert not record.finished
     assert (record.checkpoints, record.best_step, record.last_step) == ({}, None, STEPS)
 
@@ -55,21 +55,21 @@ def test_a_run_before_its_first_step(folder: Path) -> None:
     for name in ("metrics.jsonl", "events.jsonl", "environment.json"):
         (folder / name).unlink()
     shutil.rmtree(folder / "checkpoints")
-    record = read_run(folder)
+    record = read_diagnosed(folder)
     assert (record.last_step, record.stages, record.series) == (0, [], {})
 
 
 def test_nonfinite_values_are_kept_apart(folder: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 401, "split": "train", "name": "x", "value": NaN}\n')
-    record = read_run(folder)
+    record = read_diagnosed(folder)
     assert math.isnan(record.series["x"].values[0])
     assert record.metric("x") == Series()
 
 
 def refused(folder: Path) -> str:
     with pytest.raises(CheckpointError) as raised:
-        read_run(folder)
+        read_diagnosed(folder)
     message = str(raised.value)
     assert raised.value.exit_code == 2
     assert "\n" not in message
@@ -108,14 +108,14 @@ def test_the_version_that_wrote_it(folder: Path, version: str, is_newer: bool) -
     if is_newer:
         assert f"was written by sottovoce {version}, this is 0.1.0; update" in refused(folder)
     else:
-        assert read_run(folder).environment["sottovoce"] == version
+        assert read_diagnosed(folder).environment["sottovoce"] == version
 
 
 def test_a_value_that_this_version_refuses_leaves_the_plain_configuration(folder: Path) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["training"]["selection_metric"] = "bleu"
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    record: RunRecord = read_run(folder)
+    record: DiagnosedRun = read_diagnosed(folder)
     assert record.config is None
     assert record.values["training"]["selection_metric"] == "bleu"
 
@@ -123,12 +123,12 @@ def test_a_value_that_this_version_refuses_leaves_the_plain_configuration(folder
 @pytest.mark.parametrize("line", ["[]", '{"step": "3", "event": "x"}', '{"event": "x"}'])
 def test_a_damaged_record(folder: Path, line: str) -> None:
     path = folder / "events.jsonl"
-    damage_free = len(read_run(folder).events)
+    damage_free = len(read_diagnosed(folder).events)
     path.write_text(f"{line}\n{path.read_text()}")
-    (damaged,) = read_run(folder).damaged
+    (damaged,) = read_diagnosed(folder).damaged
     assert damaged.startswith(f"{path}: 1 of ")
     assert ("line 1 is no JSON object" if line == "[]" else "line 1 is no record of a run") in damaged
-    assert len(read_run(folder).events) == damage_free
+    assert len(read_diagnosed(folder).events) == damage_free
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_damaged_record(folder: Path, line: str) -> None:
 def test_an_event_that_no_rule_could_read(folder: Path, line: str, what: str) -> None:
     path = folder / "events.jsonl"
     path.write_text(f"{line}\n{path.read_text()}")
-    (damaged,) = read_run(folder).damaged
+    (damaged,) = read_diagnosed(folder).damaged
     assert damaged.endswith(f"line 1 is no event {json.loads(line)['event']} of this version ({what})")
 
 
@@ -165,7 +165,7 @@ def test_an_event_that_no_rule_could_read(folder: Path, line: str, what: str) ->
 def test_random_bytes_in_one_file_leave_the_others(folder: Path, name: str) -> None:
     (folder / "evaluation").mkdir()
     (folder / name).write_bytes(bytes(range(256)) * 4)
-    record = read_run(folder)
+    record = read_diagnosed(folder)
     (damaged,) = record.damaged
     assert str(folder / name) in damaged
     whole = {
@@ -179,7 +179,7 @@ def test_random_bytes_in_one_file_leave_the_others(folder: Path, name: str) -> N
 
 def test_tensors_that_are_none_leave_the_rest_of_the_run(folder: Path) -> None:
     next((folder / "checkpoints" / "last").glob("optimizer-*")).write_bytes(b"no tensors")
-    record = read_run(folder)
+    record = read_diagnosed(folder)
     assert list(record.checkpoints) == ["best"]
     assert "the checkpoint is damaged" in record.damaged[0]
 
@@ -188,6 +188,6 @@ def test_bad_lines_are_counted_and_the_good_ones_read(folder: Path) -> None:
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], "\x00\x00", '{"step": 3}', *lines[3:]]))
-    record = read_run(folder)
+    record = read_diagnosed(folder)
     assert len(record.metrics) == len(lines)
     assert record.damaged == (f"{path}: 2 of {len(lines) + 2} lines left out; line 4 is no JSON object",)
