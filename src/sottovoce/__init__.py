@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sottovoce.verbs.train import resume as resume
     from sottovoce.verbs.train import train as train
 
-__version__ = "0.1.0"
+from sottovoce.core.version import __version__ as __version__
 
 PUBLIC: Final = {
     "Listener": "sottovoce.verbs.listener",

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
-import sottovoce
 from sottovoce.core.checkpoints import has_checkpoint, read_state
 from sottovoce.core.errors import CheckpointError, NewerVersionError
+from sottovoce.core.version import __version__
 from sottovoce.runs.directory import read_config
 from sottovoce.runs.record import Evaluated, RunRecord, SavedState
 
@@ -53,10 +53,8 @@ def _refuse_newer(run_dir: Path, version: str) -> None:
     Raises:
         CheckpointError: `run_dir` was written by one.
     """
-    if _numbers(version) > _numbers(sottovoce.__version__):
-        raise CheckpointError(
-            f"{run_dir} was written by sottovoce {version}, this is {sottovoce.__version__}; update sottovoce"
-        )
+    if _numbers(version) > _numbers(__version__):
+        raise CheckpointError(f"{run_dir} was written by sottovoce {version}, this is {__version__}; update sottovoce")
 
 
 def _numbers(version: str) -> list[int]:

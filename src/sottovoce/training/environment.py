@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import sottovoce
+from sottovoce.core.version import __version__
 
 PACKAGES = ("torch", "lightning", "numpy", "h5py", "soundfile", "soxr", "safetensors")
 
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "lightning", "numpy", "h5py", "soundfile", "soxr", "safeten
 def describe_environment(seed: int) -> dict[str, Any]:
     """Versions, source commit (null outside a checkout), seed, threads and machine."""
     return {
-        "sottovoce": sottovoce.__version__,
+        "sottovoce": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
