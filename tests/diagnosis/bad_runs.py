@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from sottovoce.core.errors import TrainingAborted
-from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of
+from sottovoce.diagnosis.capsules.capsule import capsules_of
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.training.composition import compose_config
 from sottovoce.training.loop import RunLoop
@@ -49,7 +49,7 @@ def bad_run(data: Path, runs: Path, inject: Injection, *more: str, watch: RunWat
 
 def first_capsule(run_dir: Path) -> Path:
     """The capsule of the earliest bad step."""
-    return run_dir / FOLDER / str(min(capsules_of(run_dir)))
+    return run_dir / "capsules" / str(min(capsules_of(run_dir)))
 
 
 def long_labels(prepared: Prepared, loop: RunLoop) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sottovoce.cli.main import main
 from sottovoce.core.checkpoints import Tensors
-from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of
+from sottovoce.diagnosis.capsules.capsule import capsules_of
 from tests.diagnosis.bad_runs import bad_run, first_capsule, long_labels
 from tests.diagnosis.run_directories import RunDirectory
 
@@ -299,13 +299,13 @@ def test_one_damaged_capsule_leaves_the_others(
     path = Path(shutil.copytree(run_dir, tmp_path / "run"))
     damaged, *whole = sorted(capsules_of(path))
     assert whole
-    change_index(path / FOLDER / str(damaged) / "before", BEFORE["empty environment"])
+    change_index(path / "capsules" / str(damaged) / "before", BEFORE["empty environment"])
     assert main(["diagnose", str(path), "--replay"]) == 1
     printed = capsys.readouterr()
     assert printed.out.count("bit for bit") == len(whole)
     assert printed.err.count("\n") == 1
-    assert f"{FOLDER}/{damaged} does not hold what a capsule must" in printed.err
+    assert f"{'capsules'}/{damaged} does not hold what a capsule must" in printed.err
     assert main(["diagnose", str(path), "--replay", "--json"]) == 1
     printed = capsys.readouterr()
     assert [replayed["step"] for replayed in json.loads(printed.out)["replays"]] == whole
-    assert f"{FOLDER}/{damaged}" in json.loads(printed.out)["damaged"][0]
+    assert f"{'capsules'}/{damaged}" in json.loads(printed.out)["damaged"][0]

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sottovoce.core.examples import Example, Examples, write_examples
 from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import LETTERS, PHONEMES
 from sottovoce.core.trial import Trial
@@ -19,6 +18,7 @@ from sottovoce.diagnosis import causes as catalogue
 from sottovoce.diagnosis.explainer.explainer import explain, pages, ranked
 from sottovoce.evaluation.records import write_evaluation
 from sottovoce.evaluation.scoring import score
+from sottovoce.runs.examples import Example, Examples, write_examples
 from sottovoce.training.composition import compose_config
 from sottovoce.training.preparation import prepare
 from sottovoce.training.run import start

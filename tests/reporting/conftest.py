@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sottovoce.core.examples import Example, Examples, write_examples
 from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import PHONEMES
 from sottovoce.core.trial import Trial
 from sottovoce.evaluation.records import write_evaluation
 from sottovoce.evaluation.scoring import score
+from sottovoce.runs.examples import Example, Examples, write_examples
 
 CONFIG = """
 recipe: demo

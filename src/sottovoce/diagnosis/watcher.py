@@ -12,9 +12,10 @@ import torch
 
 from sottovoce.core.errors import CheckpointError
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, write_capsule
+from sottovoce.diagnosis.capsules.capsule import capsules_of, write_capsule
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.monitor import RunMonitor
+from sottovoce.runs.directory import RunDirectory
 from sottovoce.runs.names import WatchKey
 from sottovoce.training.guard import Verdict
 from sottovoce.training.preparation import Prepared
@@ -62,7 +63,7 @@ class CapsuleWriter(NoWatch):
             return False
         del self.kept[max(spare)]
         if view.computer.processes.rank == 0:
-            shutil.rmtree(self._run_dir / FOLDER / str(max(spare)))
+            shutil.rmtree(RunDirectory(self._run_dir).capsules / str(max(spare)))
         return True
 
 

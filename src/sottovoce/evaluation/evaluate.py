@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sottovoce.core.errors import DataError
-from sottovoce.core.examples import Example, Examples, write_examples
 from sottovoce.core.splits import Split
 from sottovoce.data.loading import PreparedTrials
 from sottovoce.decoding.decoder import Decoder
@@ -14,6 +13,7 @@ from sottovoce.evaluation.emissions import DecodedTrial, decoded
 from sottovoce.evaluation.opening import data_config, open_own
 from sottovoce.evaluation.records import write_evaluation
 from sottovoce.evaluation.scoring import Evaluation, choose_examples, score
+from sottovoce.runs.examples import Example, Examples, write_examples
 from sottovoce.runs.trained_decoder import TrainedDecoder
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.scoring import Evaluation, TrialScore
+from sottovoce.runs.directory import RunDirectory
 
 
 def write_evaluation(run_dir: Path, evaluation: Evaluation) -> Path:
@@ -20,8 +21,8 @@ def write_evaluation(run_dir: Path, evaluation: Evaluation) -> Path:
     """
     name = f"{evaluation.split}.{evaluation.decoder}"
     lines = [json.dumps(_record(score, evaluation)) + "\n" for score in evaluation.scores]
-    _replace(run_dir / f"hypotheses.{name}.jsonl", "".join(lines))
-    path = run_dir / "evaluation" / f"{name}.json"
+    _replace(RunDirectory(run_dir).hypotheses(name), "".join(lines))
+    path = RunDirectory(run_dir).evaluation(name)
     _replace(path, json.dumps(evaluation.as_dict(), indent=2) + "\n")
     return path
 

@@ -21,6 +21,7 @@ from sottovoce.reporting.result_sections import (
 from sottovoce.reporting.run_files import RunFiles, read_files
 from sottovoce.reporting.style import STYLE
 from sottovoce.reporting.training_section import events_section, resume, training_section
+from sottovoce.runs.directory import RunDirectory
 
 _BAR = {
     "results": "Results",
@@ -47,7 +48,7 @@ def write_report(run_dir: Path, findings: Sequence[Finding] | None = None, pages
         CheckpointError: `run_dir` is not a run directory, or one of its files is damaged.
     """
     page = render(read_files(run_dir), findings, pages or {})
-    path = run_dir / "report.html"
+    path = RunDirectory(run_dir).report
     temporary = path.with_suffix(".html.tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from sottovoce.core.examples import Example, Examples
 from sottovoce.core.symbols import SymbolTable, symbol_table
 from sottovoce.metrics import ErrorCounts, confusion_counts, percent
 from sottovoce.reporting import heatmaps
@@ -22,6 +21,7 @@ from sottovoce.reporting.html import (
     text,
 )
 from sottovoce.reporting.run_files import RunFiles
+from sottovoce.runs.examples import Example, Examples
 from sottovoce.runs.record import Evaluated
 
 METRICS: Final = ("per", "wer", "cer", "wra")

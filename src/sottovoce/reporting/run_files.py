@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.core.errors import CheckpointError
-from sottovoce.core.examples import Examples, read_examples
+from sottovoce.runs.directory import RunDirectory
+from sottovoce.runs.examples import Examples, read_examples
 from sottovoce.runs.reading import read_run
 from sottovoce.runs.record import Evaluated, RunRecord
 
@@ -73,7 +74,7 @@ def read_files(run_dir: Path) -> RunFiles:
     return RunFiles(
         record,
         sorted(record.evaluations, key=_place),
-        [read_examples(path) for path in sorted((run_dir / "evaluation").glob("examples.*.npz"))],
+        [read_examples(path) for path in RunDirectory(run_dir).all_examples],
     )
 
 

@@ -1,9 +1,10 @@
-"""The files of a run directory."""
+"""Where each file of a run lies, and the small files that say how it was made."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,13 +20,110 @@ RUN_FILES: Final = ("environment.json", "lexicon.json", "sessions.json", "metric
 """What shows that a folder without a configuration was meant to be a run."""
 
 
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run's files; whether there is such a file yet is another question.
+
+    What is read and written by one module of `runs` alone (`trained_on`, `left_out`, `vocabulary`, `lock`) has its name
+    there.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole configuration as YAML; written last of a new run's files."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def sessions(self) -> Path:
+        """Whose adapters the model has, in order."""
+        return self.path / SESSIONS_FILE
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and seed at the beginning."""
+        return self.path / "environment.json"
+
+    @property
+    def teachers(self) -> Path:
+        """The runs that teach this one, with a digest of their weights."""
+        return self.path / "teachers.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: step, split, name, value."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One JSON object a line: step, event, and what belongs to it."""
+        return self.path / "events.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The metrics once more, for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """Under which a tracked run goes on when it is resumed."""
+        return self.path / "wandb_id"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a resumed run continues from."""
+        return self.checkpoint("last")
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint that validation chose, to be evaluated."""
+        return self.checkpoint("best")
+
+    def checkpoint(self, name: str) -> Path:
+        """The folder of a checkpoint."""
+        return self.path / "checkpoints" / name
+
+    @property
+    def capsules(self) -> Path:
+        """Folder of the bad steps that were kept to be computed again."""
+        return self.path / "capsules"
+
+    @property
+    def report(self) -> Path:
+        """The page that sums it all up."""
+        return self.path / "report.html"
+
+    def evaluation(self, name: str) -> Path:
+        """Rates of an evaluation; `name` is `SPLIT.DECODER`."""
+        return self.path / "evaluation" / f"{name}.json"
+
+    def hypotheses(self, name: str) -> Path:
+        """One JSON object a line for each trial of an evaluation; `name` is `SPLIT.DECODER`."""
+        return self.path / f"hypotheses.{name}.jsonl"
+
+    def examples(self, split: str) -> Path:
+        """Log-probabilities of some trials of a split."""
+        return self.path / "evaluation" / f"examples.{split}.npz"
+
+    @property
+    def evaluations(self) -> list[Path]:
+        """Those that have been written."""
+        return sorted((self.path / "evaluation").glob("*.json"))
+
+    @property
+    def all_examples(self) -> list[Path]:
+        """Those that have been written."""
+        return sorted((self.path / "evaluation").glob("examples.*.npz"))
+
+
 def read_config(run_dir: Path) -> dict[str, Any]:
     """The run's configuration as plain values.
 
     Raises:
         CheckpointError: `run_dir` is not a run directory, or its configuration is damaged.
     """
-    path = run_dir / CONFIG_FILE
+    path = RunDirectory(run_dir).config
     if not run_dir.is_dir():
         raise CheckpointError(f"{run_dir} is no folder: give the run directory that `sottovoce train` printed")
     if not path.is_file():
@@ -49,7 +147,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 def write_sessions(run_dir: Path, sessions: Sequence[str]) -> None:
     """Keep the order of the session adapters with the run: another data set may hold other sessions."""
-    (run_dir / SESSIONS_FILE).write_text(json.dumps(list(sessions)), encoding="utf-8")
+    RunDirectory(run_dir).sessions.write_text(json.dumps(list(sessions)), encoding="utf-8")
 
 
 def read_sessions(run_dir: Path) -> tuple[str, ...]:
@@ -58,7 +156,7 @@ def read_sessions(run_dir: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    path = run_dir / SESSIONS_FILE
+    path = RunDirectory(run_dir).sessions
     try:
         return tuple(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from sottovoce.core.checkpoints import has_checkpoint, read_state
 from sottovoce.core.errors import CheckpointError, NewerVersionError
 from sottovoce.core.version import __version__
-from sottovoce.runs.directory import read_config
+from sottovoce.runs.directory import RunDirectory, read_config
 from sottovoce.runs.record import Evaluated, RunRecord, SavedState
 
 METRIC_FIELDS: Final[dict[str, Any]] = {"step": int, "name": str, "value": (int, float)}
@@ -28,20 +28,20 @@ def read_run(run_dir: Path, checkpoints: bool = True) -> RunRecord:
         CheckpointError: it is no run directory, it was left half-written, or it comes from a newer version.
     """
     values = read_config(run_dir)
-    files = _Files()
-    environment = files.object(run_dir / "environment.json") or {}
+    directory, files = RunDirectory(run_dir), _Files()
+    environment = files.object(directory.environment) or {}
     _refuse_newer(run_dir, str(environment.get("sottovoce", "")))
-    names = [name for name in ("last", "best") if checkpoints and has_checkpoint(run_dir / "checkpoints" / name)]
-    saved = {name: files.saved(run_dir / "checkpoints" / name) for name in names}
-    evaluations = [files.evaluated(run_dir, path) for path in sorted((run_dir / "evaluation").glob("*.json"))]
+    names = [name for name in ("last", "best") if checkpoints and has_checkpoint(directory.checkpoint(name))]
+    saved = {name: files.saved(directory.checkpoint(name)) for name in names}
+    evaluations = [files.evaluated(run_dir, path) for path in directory.evaluations]
     return RunRecord(
         run_dir=run_dir,
         values=values,
         environment=environment,
-        metrics=files.lines(run_dir / "metrics.jsonl", METRIC_FIELDS),
-        events=files.lines(run_dir / "events.jsonl", EVENT_FIELDS),
+        metrics=files.lines(directory.metrics, METRIC_FIELDS),
+        events=files.lines(directory.events, EVENT_FIELDS),
         checkpoints={name: state for name, state in saved.items() if state is not None},
-        capsules=tuple(sorted((run_dir / "capsules").glob("*"))),
+        capsules=tuple(sorted(directory.capsules.glob("*"))),
         evaluations=tuple(evaluation for evaluation in evaluations if evaluation is not None),
         damaged=tuple(files.damaged),
     )
@@ -115,7 +115,7 @@ class _Files:
         result = self.object(path)
         if result is None:
             return None
-        hypotheses = self.lines(run_dir / f"hypotheses.{path.stem}.jsonl", {"trial_id": str, "counts": dict})
+        hypotheses = self.lines(RunDirectory(run_dir).hypotheses(path.stem), {"trial_id": str, "counts": dict})
         return Evaluated(path.stem, path, result, hypotheses)
 
     def _text(self, path: Path) -> str:

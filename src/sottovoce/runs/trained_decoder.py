@@ -16,7 +16,7 @@ from sottovoce.decoding.config import DecodingConfig
 from sottovoce.decoding.decoder import Decoder, DecoderParts
 from sottovoce.features.config import PreprocessorConfig
 from sottovoce.models.compose import DecoderModel, ModelConfig, build_model
-from sottovoce.runs.directory import read_config, read_sessions
+from sottovoce.runs.directory import RunDirectory, read_config, read_sessions
 from sottovoce.runs.left_out import read_left_out
 from sottovoce.runs.vocabulary import Vocabulary, read_vocabulary
 
@@ -109,9 +109,9 @@ def load(run_dir: Path, model: DecoderModel | None = None) -> TrainedDecoder:
         CheckpointError: `run_dir` is no run directory, or has no checkpoint yet.
     """
     config = read_config(run_dir)
-    folder = run_dir / "checkpoints" / "best"
+    folder = RunDirectory(run_dir).best
     if not has_checkpoint(folder):
-        folder = run_dir / "checkpoints" / "last"
+        folder = RunDirectory(run_dir).last
     step, state = read_state(folder)
     model = model or build_model(build(ModelConfig, config["model"], "model"))
     load_weights(model, folder)

@@ -23,6 +23,7 @@ from sottovoce.core.errors import CheckpointError, SottovoceError, TrainingAbort
 from sottovoce.core.findings import Finding
 from sottovoce.core.symbols import symbol_table
 from sottovoce.decoding.greedy import GreedyDecoder
+from sottovoce.runs.directory import RunDirectory
 from sottovoce.runs.lock import Holder
 from sottovoce.runs.trained_decoder import decoder_parts
 from sottovoce.training.branches import DENOISING
@@ -48,7 +49,7 @@ from sottovoce.training.watch import NoWatch, StepView, Watch
 
 def last_checkpoint(run_dir: Path) -> Path:
     """What the run in `run_dir` is continued from, where it has been written."""
-    return run_dir / "checkpoints" / "last"
+    return RunDirectory(run_dir).last
 
 
 class RunLoop:
@@ -300,7 +301,7 @@ class RunLoop:
         if self.recorder is None:
             return
         parts, state = self.checkpoint(optimizer if name == "last" else None, values)
-        write_checkpoint(self.run_dir / "checkpoints" / name, self.computer.progress.step, parts, state)
+        write_checkpoint(RunDirectory(self.run_dir).checkpoint(name), self.computer.progress.step, parts, state)
         self._event("checkpoint_saved", checkpoint=name)
 
     def checkpoint(

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sottovoce.core.records import JsonLines
 from sottovoce.core.splits import Split
+from sottovoce.runs.directory import RunDirectory
 from sottovoce.training.tracking import Tracker
 
 QUIET_SECONDS = 15.0
@@ -87,11 +88,13 @@ class RunRecorder:
     def __init__(self, run_dir: Path, total_steps: int, first_step: int, tracker: Tracker | None = None) -> None:
         """`first_step` > 0 continues: what an earlier process recorded beyond it is forgotten."""
         self._tracker = tracker
-        self._metrics = JsonLines(run_dir / "metrics.jsonl")
-        self._events = JsonLines(run_dir / "events.jsonl")
+        self._metrics = JsonLines(RunDirectory(run_dir).metrics)
+        self._events = JsonLines(RunDirectory(run_dir).events)
         self._metrics.truncate_after(first_step)
         self._events.truncate_after(first_step)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._board = SummaryWriter(
+            str(RunDirectory(run_dir).tensorboard), purge_step=first_step + 1 if first_step else None
+        )
         self._display = _Display(total_steps, first_step)
 
     def metrics(self, step: int, split: Split, values: dict[str, float]) -> None:

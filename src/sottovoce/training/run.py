@@ -27,7 +27,7 @@ from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
 from sottovoce.data.collation import StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
-from sottovoce.runs.directory import CONFIG_FILE, read_config, write_sessions
+from sottovoce.runs.directory import CONFIG_FILE, RunDirectory, read_config, write_sessions
 from sottovoce.runs.left_out import read_left_out, write_left_out
 from sottovoce.runs.lock import Holder, locked
 from sottovoce.runs.trained_on import TrainedOn, write_trained_on
@@ -107,7 +107,7 @@ def write_run_files(run_dir: Path, prepared: Prepared) -> None:
         write_trained_on(run_dir, trained_on | of_teachers)
     write_teachers(run_dir, prepared.teachers)
     environment = describe_environment(prepared.config.seed)
-    (run_dir / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    RunDirectory(run_dir).environment.write_text(json.dumps(environment, indent=1), encoding="utf-8")
     _write_config(run_dir, prepared.config)
 
 

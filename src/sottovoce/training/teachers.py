@@ -14,17 +14,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from sottovoce.core.errors import CheckpointError, ConfigurationError
 from sottovoce.core.trial import Batch, Trial, TrialSet
 from sottovoce.losses.distillation import AGGREGATIONS, frame_weights, teachers_opinion
+from sottovoce.runs.directory import RunDirectory
 from sottovoce.runs.trained_decoder import TrainedDecoder, load
 from sottovoce.runs.trained_on import TrainedOn, read_trained_on
-
-FILE_NAME: Final = "teachers.json"
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,7 @@ def write_teachers(run_dir: Path, teachers: Teachers | None) -> None:
     content = [
         {"run": t.name, "checkpoint_step": t.run.checkpoint_step, "weights_sha256": t.digest} for t in teachers.teachers
     ]
-    (run_dir / FILE_NAME).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    (RunDirectory(run_dir).teachers).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def refuse_changed_teachers(run_dir: Path, teachers: Teachers | None) -> None:
@@ -242,7 +241,7 @@ def refuse_changed_teachers(run_dir: Path, teachers: Teachers | None) -> None:
         CheckpointError: the record is damaged.
         ConfigurationError: a teacher has changed.
     """
-    path, now = run_dir / FILE_NAME, teachers.teachers if teachers is not None else ()
+    path, now = RunDirectory(run_dir).teachers, teachers.teachers if teachers is not None else ()
     before: list[str] = []
     try:
         if path.exists():

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.core.errors import ConfigurationError
-
-ID_FILE = "wandb_id"
+from sottovoce.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Tracker:
                 "wandb.enabled=true needs the package wandb: pip install 'sottovoce[wandb]', or leave it off"
             ) from error
         self._steps_per_epoch = steps_per_epoch
-        id_file = run_dir / ID_FILE
+        id_file = RunDirectory(run_dir).wandb_id
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
         try:

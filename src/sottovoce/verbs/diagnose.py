@@ -9,13 +9,14 @@ from typing import Literal
 
 from sottovoce.core.errors import CheckpointError, ConfigurationError
 from sottovoce.core.findings import Finding
-from sottovoce.diagnosis.capsules.capsule import FOLDER, capsules_of, is_capsule
+from sottovoce.diagnosis.capsules.capsule import capsules_of, is_capsule
 from sottovoce.diagnosis.capsules.reading import read_capsule
 from sottovoce.diagnosis.capsules.replay import Replayed, as_told, replay
 from sottovoce.diagnosis.causes import causes
 from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun, read_diagnosed
 from sottovoce.diagnosis.explainer.explainer import explain_record
 from sottovoce.diagnosis.pages import pages
+from sottovoce.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def diagnose(path: Path | str, replay_steps: bool = False) -> Diagnosis:
     path = Path(path)
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path} {what}; give the directory of a run, or a capsule in its folder {FOLDER}")
+        raise CheckpointError(f"{path} {what}; give the directory of a run, or a capsule in its folder capsules")
     return _capsule(path, replay_steps) if is_capsule(path) else _run(path, replay_steps)
 
 
@@ -90,7 +91,7 @@ def _replay_all(run_dir: Path) -> tuple[list[Replayed], list[str]]:
     replays, damaged = [], []
     for step in sorted(capsules_of(run_dir)):
         try:
-            replays.append(replay(run_dir / FOLDER / str(step)))
+            replays.append(replay(RunDirectory(run_dir).capsules / str(step)))
         except (CheckpointError, ConfigurationError) as error:
             damaged.append(" ".join(str(error).split()))
     return replays, damaged

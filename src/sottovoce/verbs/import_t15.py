@@ -11,7 +11,7 @@ from sottovoce.core.checkpoints import write_checkpoint
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.models.official_t15 import load_official_t15
-from sottovoce.runs.directory import CONFIG_FILE, write_sessions
+from sottovoce.runs.directory import CONFIG_FILE, RunDirectory, write_sessions
 from sottovoce.runs.left_out import write_left_out
 from sottovoce.runs.vocabulary import write_vocabulary
 from sottovoce.training.composition import compose_config
@@ -49,5 +49,5 @@ def import_t15(folder: Path | str, data_root: Path | str, run_dir: Path | str) -
     write_vocabulary(run_dir, None)
     write_left_out(run_dir, {})
     write_sessions(run_dir, sessions)
-    write_checkpoint(run_dir / "checkpoints" / "best", 0, {"model": model.state_dict()}, {})
+    write_checkpoint(RunDirectory(run_dir).best, 0, {"model": model.state_dict()}, {})
     return Imported(run_dir, sum(p.numel() for p in model.parameters()), tuple(sessions))

@@ -15,6 +15,7 @@ from sottovoce.diagnosis.preflight import preflight
 from sottovoce.diagnosis.watcher import RunWatch
 from sottovoce.evaluation.evaluate import evaluate_run
 from sottovoce.evaluation.opening import open_own
+from sottovoce.runs.directory import RunDirectory
 from sottovoce.runs.trained_decoder import load
 from sottovoce.training import run as training_run
 from sottovoce.training.composition import compose_config
@@ -92,7 +93,7 @@ def _watch_again(run_dir: Path, prepared: Prepared, listener: Listener) -> RunWa
     """What looks on while a run is continued; of what preflight finds, its records get what they do not hold yet."""
     otherwise = "the run began without: undo what has changed since, in data, packages or code"
     findings = _preflight(prepared, otherwise, listener)
-    file = run_dir / "events.jsonl"
+    file = RunDirectory(run_dir).events
     events = read_json_lines(file) if file.exists() else []
     known = {event.get("event") for event in events if event.get("source") in ("preflight", "linter")}
     for finding in findings:

@@ -27,6 +27,7 @@ from sottovoce.core.checkpoints import (
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import CheckpointError
 from sottovoce.data.collation import StepPart
+from sottovoce.runs.directory import RunDirectory
 from sottovoce.training.config import RunConfig
 from sottovoce.training.environment import describe_environment
 from sottovoce.training.stages import Curriculum
@@ -37,7 +38,6 @@ from sottovoce.training.verdict import Verdict
 from sottovoce.training.watch import StepView
 
 FORMAT: Final = 1
-FOLDER: Final = "capsules"
 BEFORE: Final = "before"
 LAST_METRICS: Final = 200
 """Lines of `metrics.jsonl` that a capsule keeps: the metrics of the last steps (chosen)."""
@@ -104,7 +104,7 @@ def write_capsule(run_dir: Path, view: StepView, bfloat16: bool) -> Path:
     Raises:
         CheckpointError: the file system refused; nothing is left of the capsule.
     """
-    folder, processes = run_dir / FOLDER / str(view.step), view.computer.processes
+    folder, processes = RunDirectory(run_dir).capsules / str(view.step), view.computer.processes
     try:
         _write_process(folder / f"process-{processes.rank}", view)
         if processes.rank == 0:
@@ -163,7 +163,7 @@ def _write_before(folder: Path, run_dir: Path, view: StepView, bfloat16: bool) -
         "environment": describe_environment(computer.config.seed),
         "owned": [name for name, p in computer.named.items() if id(p) in owned],
         "trainable": [name for name, p in computer.named.items() if p.requires_grad],
-        "metrics": _last_lines(run_dir / "metrics.jsonl"),
+        "metrics": _last_lines(RunDirectory(run_dir).metrics),
         "num_processes": computer.processes.count,
     }
     random = {"cpu": torch.get_rng_state()}
@@ -204,7 +204,7 @@ def is_capsule(folder: Path) -> bool:
 def capsules_of(run_dir: Path) -> dict[int, str]:
     """The cause of each capsule of a run, by step; `damaged` where it cannot be told."""
     found = {}
-    for folder in sorted((run_dir / FOLDER).glob("*")):
+    for folder in sorted(RunDirectory(run_dir).capsules.glob("*")):
         if not folder.name.isdecimal():
             continue
         try:

@@ -10,7 +10,7 @@ from sottovoce.core.configuration import build
 from sottovoce.core.errors import CheckpointError, ConfigurationError, UnknownKeyError
 from sottovoce.core.findings import SEVERITIES
 from sottovoce.diagnosis.causes import causes
-from sottovoce.runs.directory import CONFIG_FILE
+from sottovoce.runs.directory import CONFIG_FILE, RunDirectory
 from sottovoce.runs.names import Event
 from sottovoce.runs.reading import lines_left_out, read_run
 from sottovoce.runs.record import RunRecord
@@ -64,7 +64,7 @@ def read_diagnosed(run_dir: Path) -> DiagnosedRun:
     odd = {number: what for number, event in enumerate(record.events, 1) if (what := _odd_event(event))}
     read = {entry.name: getattr(record, entry.name) for entry in fields(record)}
     read["events"] = tuple(event for number, event in enumerate(record.events, 1) if number not in odd)
-    read["damaged"] += tuple(lines_left_out(run_dir / "events.jsonl", odd, len(record.events)))
+    read["damaged"] += tuple(lines_left_out(RunDirectory(run_dir).events, odd, len(record.events)))
     return DiagnosedRun(**read, config=_built(record))
 
 

@@ -8,7 +8,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from sottovoce.core.examples import read_examples
 from sottovoce.core.symbols import TABLES, SymbolTable
 from sottovoce.core.text import NORMALISER
 from sottovoce.decoding.greedy import greedy_ctc
@@ -16,6 +15,8 @@ from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.rules_schedule import selection_metric
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, suspect
 from sottovoce.metrics import error_counts, percent
+from sottovoce.runs.directory import RunDirectory
+from sottovoce.runs.examples import read_examples
 from sottovoce.runs.record import Evaluated
 
 OFFSETS: Final = (-2, -1, 1, 2)
@@ -162,7 +163,7 @@ def _rate(pairs: Sequence[tuple[list[int], list[int]]], offset: int, total: int)
 
 def greedy_order_is_right(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G3: the kept examples decoded again from their posteriors."""
-    for path in sorted((record.run_dir / "evaluation").glob("examples.*.npz")):
+    for path in RunDirectory(record.run_dir).all_examples:
         kept = read_examples(path)
         table = TABLES.get(kept.symbols)
         if kept.decoder != "greedy" or table is None:

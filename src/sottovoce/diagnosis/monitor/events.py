@@ -9,6 +9,7 @@ from typing import Final
 
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
+from sottovoce.runs.directory import RunDirectory
 from sottovoce.training.branches import TRANSDUCER
 
 BATCHES: Final = 200
@@ -78,7 +79,7 @@ class Events:
             if self.stage != names[-1]:
                 yield from self._once(f"The run ended in the stage {self.stage}; {names[-1]} was planned.", step)
         every = self.plan.config.training.checkpoint_every_steps
-        if is_main and step >= every and not (run_dir / "checkpoints" / "last").exists():
+        if is_main and step >= every and not RunDirectory(run_dir).last.exists():
             yield from self._once(f"A checkpoint was planned every {every} steps; there is none at step {step}.", step)
 
     def _stage_ended(self, step: int) -> Iterator[Finding]:

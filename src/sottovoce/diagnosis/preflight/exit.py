@@ -21,6 +21,7 @@ from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.evaluation.emissions import decoded
 from sottovoce.evaluation.scoring import score
+from sottovoce.runs.directory import RunDirectory
 from sottovoce.runs.trained_decoder import TrainedDecoder, load
 from sottovoce.training import run as training_run
 
@@ -65,7 +66,7 @@ def _save(untrained: UntrainedRun, run_dir: Path) -> None:
     untrained.enter()
     training_run.write_run_files(run_dir, untrained.prepared)
     parts, state = untrained.loop.checkpoint(untrained.optimizer)
-    folder = run_dir / "checkpoints" / "last"
+    folder = RunDirectory(run_dir).last
     write_checkpoint(folder, 0, parts, state)
     if not has_checkpoint(folder):
         raise FileNotFoundError(f"no checkpoint in {folder.name} although it was written")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.core.errors import CheckpointError
+from sottovoce.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Examples:
 
 def write_examples(run_dir: Path, examples: Examples) -> Path:
     """Write `evaluation/examples.SPLIT.npz`, replacing it as a whole."""
-    path = run_dir / "evaluation" / f"examples.{examples.split}.npz"
+    path = RunDirectory(run_dir).examples(examples.split)
     path.parent.mkdir(parents=True, exist_ok=True)
     meta = {name: getattr(examples, name) for name in ("split", "decoder", "symbols", "frame_ms")}
     fields = [asdict(example) for example in examples.examples]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sottovoce.core.errors import CheckpointError
-from sottovoce.core.examples import Example, Examples, read_examples, write_examples
+from sottovoce.runs.examples import Example, Examples, read_examples, write_examples
 
 
 def make_examples() -> Examples:
