@@ -304,8 +304,8 @@ def test_one_damaged_capsule_leaves_the_others(
     printed = capsys.readouterr()
     assert printed.out.count("bit for bit") == len(whole)
     assert printed.err.count("\n") == 1
-    assert f"{'capsules'}/{damaged} does not hold what a capsule must" in printed.err
+    assert f"capsules/{damaged} does not hold what a capsule must" in printed.err
     assert main(["diagnose", str(path), "--replay", "--json"]) == 1
     printed = capsys.readouterr()
     assert [replayed["step"] for replayed in json.loads(printed.out)["replays"]] == whole
-    assert f"{'capsules'}/{damaged}" in json.loads(printed.out)["damaged"][0]
+    assert f"capsules/{damaged}" in json.loads(printed.out)["damaged"][0]

@@ -64,13 +64,13 @@ def test_a_damaged_capsule_hides_nothing_that_another_shows(tiny_t15: Path, tmp_
     run_dir, trial = spoilt_run(tiny_t15, tmp_path, 3e38, *WHOLE_BATCHES)
     first, *others = sorted(capsules_of(run_dir))
     assert others
-    (RunDirectory(run_dir).capsules / str(first) / "process-0" / "checkpoint.json").write_text("{")
+    (run_dir / "capsules" / str(first) / "process-0" / "checkpoint.json").write_text("{")
     finding = explain(run_dir)[0]
     assert finding.code == "scale_outlier"
     assert finding.evidence.startswith(f"{trial}: its signal reaches 3e+38")
     assert f"capsules/{first}/process-0/checkpoint.json is not a checkpoint index" in finding.evidence
     for step in others:
-        shutil.rmtree(RunDirectory(run_dir).capsules / str(step))
+        shutil.rmtree(run_dir / "capsules" / str(step))
     assert codes(explain(run_dir)) == ["nonfinite_loss"]
 
 
