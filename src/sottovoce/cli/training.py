@@ -17,6 +17,7 @@ from sottovoce.cli.progress import progress_bar
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import SottovoceError, TrainingAborted
 from sottovoce.core.findings import Finding
+from sottovoce.runs.directory import RunDirectory
 from sottovoce.training.composition import RECIPES, checked_overrides, compose_config, config_from
 from sottovoce.training.config import RunConfig
 
@@ -60,7 +61,7 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> int:
     return _printed(lambda listener: sottovoce.resume(run_dir, overrides, listener))
 
 
-def _printed(verb: Callable[[sottovoce.Listener], Path]) -> int:
+def _printed(verb: Callable[[sottovoce.Listener], RunDirectory]) -> int:
     printer = Printer()
     try:
         run_dir = verb(printer.listener)

@@ -30,6 +30,13 @@ class RunDirectory:
 
     path: Path
 
+    def __fspath__(self) -> str:
+        """The directory itself, for whatever takes a path."""
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
     @property
     def config(self) -> Path:
         """The whole configuration as YAML; written last of a new run's files."""

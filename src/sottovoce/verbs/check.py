@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 
 from sottovoce.core.errors import ConfigurationError
@@ -43,7 +44,7 @@ class RunCheck:
 
 
 def check(
-    path: Path | str,
+    path: str | PathLike[str],
     *,
     layout: str = AUTO,
     patch_size: int = 14,
@@ -51,7 +52,7 @@ def check(
     num_channels: int | None = None,
     max_sessions: int | None = None,
     symbols: str | None = None,
-    lexicon: Path | str | None = None,
+    lexicon: str | PathLike[str] | None = None,
     sample_rate_hz: int | None = None,
     audio_channel: int | None = None,
     progress: Progress | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +32,8 @@ class Decoded:
 
 
 def decode(
-    run_dir: Path | str,
-    data_root: Path | str,
+    run_dir: str | PathLike[str],
+    data_root: str | PathLike[str],
     split: Split | None = None,
     decoder: str | None = None,
     beam_size: int | None = None,

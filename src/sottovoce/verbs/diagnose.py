@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +40,7 @@ class Diagnosis:
         return all(finding.severity == "note" for finding in self.findings)
 
 
-def diagnose(path: Path | str, replay_steps: bool = False) -> Diagnosis:
+def diagnose(path: str | PathLike[str], replay_steps: bool = False) -> Diagnosis:
     """Explain a run's directory, or one of its capsules; `replay_steps` computes its bad steps again.
 
     Raises:

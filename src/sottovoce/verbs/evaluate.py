@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 from sottovoce.core.splits import Split
@@ -13,7 +14,7 @@ from sottovoce.verbs.listener import Progress
 
 
 def evaluate(
-    run_dir: Path | str,
+    run_dir: str | PathLike[str],
     split: Split = "val",
     decoder: str | None = None,
     beam_size: int | None = None,
@@ -33,7 +34,7 @@ def evaluate(
 
 
 def evaluate_each(
-    run_dir: Path | str,
+    run_dir: str | PathLike[str],
     split: Split = "val",
     decoders: Sequence[str] = (),
     beam_size: int | None = None,

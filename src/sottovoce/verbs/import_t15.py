@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 
 import yaml
@@ -26,7 +27,7 @@ class Imported:
     sessions: tuple[str, ...]
 
 
-def import_t15(folder: Path | str, data_root: Path | str, run_dir: Path | str) -> Imported:
+def import_t15(folder: str | PathLike[str], data_root: str | PathLike[str], run_dir: str | PathLike[str]) -> Imported:
     """Write a run directory with the published weights, for evaluation on a data set in the T15 layout.
 
     `folder` holds `best_checkpoint` and `args.yaml`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ class SignalDecoder:
         return self.run.model.output_lengths(shortest)
 
 
-def load(run_dir: Path | str, decoder: str | None = None, beam_size: int | None = None) -> SignalDecoder:
+def load(run_dir: str | PathLike[str], decoder: str | None = None, beam_size: int | None = None) -> SignalDecoder:
     """A run's best checkpoint, ready to decode; `decoder` and `beam_size` stand in for the run's own.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 from sottovoce.core.findings import Finding
@@ -10,7 +11,7 @@ from sottovoce.diagnosis.explainer import explain, pages
 from sottovoce.reporting import write_report
 
 
-def report(run_dir: Path | str, findings: Sequence[Finding] | None = None) -> Path:
+def report(run_dir: str | PathLike[str], findings: Sequence[Finding] | None = None) -> Path:
     """Write `report.html` into a run's directory; returns the file. `findings`, where the run was diagnosed before.
 
     Raises:

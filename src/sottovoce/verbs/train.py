@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
 from sottovoce.core.errors import TrainingAborted
@@ -26,8 +27,8 @@ from sottovoce.verbs.listener import Listener
 from sottovoce.verbs.report import report
 
 
-def train(config: RunConfig | Sequence[str], listener: Listener | None = None) -> Path:
-    """Train a decoder, evaluate its best checkpoint, diagnose the run and write its report; returns its directory.
+def train(config: RunConfig | Sequence[str], listener: Listener | None = None) -> RunDirectory:
+    """Train a decoder, evaluate its best checkpoint, diagnose the run and write its report.
 
     `config` may be what the command takes: `["recipe=demo", "data.data_root=data"]`.
 
@@ -45,7 +46,9 @@ def train(config: RunConfig | Sequence[str], listener: Listener | None = None) -
     return _finish(run_dir, listener)
 
 
-def resume(run_dir: Path | str, overrides: Sequence[str] = (), listener: Listener | None = None) -> Path:
+def resume(
+    run_dir: str | PathLike[str], overrides: Sequence[str] = (), listener: Listener | None = None
+) -> RunDirectory:
     """Continue a run where its last checkpoint was written; the rest as `train`.
 
     `overrides` may change where it runs and where its data lie.
@@ -113,7 +116,7 @@ def _diagnosed_if_aborted(listener: Listener) -> Iterator[None]:
         raise
 
 
-def _finish(run_dir: Path, listener: Listener) -> Path:
+def _finish(run_dir: Path, listener: Listener) -> RunDirectory:
     """Evaluate, diagnose and report a finished run, by the main process alone."""
     if is_main_process():
         loaded = load(run_dir)
@@ -125,7 +128,7 @@ def _finish(run_dir: Path, listener: Listener) -> Path:
                     (evaluation,) = evaluate_run(loaded, split, loaded.decoders(), progress)
                 listener.evaluated(evaluation)
         _diagnose(run_dir, listener)
-    return run_dir
+    return RunDirectory(run_dir)
 
 
 def _diagnose(run_dir: Path, listener: Listener) -> None:
