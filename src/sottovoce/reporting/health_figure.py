@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sottovoce.core.findings import Finding
 from sottovoce.reporting.figures import BAD, GRID, INK, MUTED, SERIES, SURFACE, draw
 from sottovoce.reporting.run_files import Curve, RunFiles
+from sottovoce.runs.names import LEARNING_RATE, Event, Metric
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -23,7 +24,7 @@ NUMBERS_ABOVE: Final = 23
 NAMES_ABOVE: Final = 35
 """Points above the first panel, over its title, where the numbers of findings and the names of events stand; names
 take the numbers' place where there are none."""
-_EVENTS: Final = {"stage_started": "stage", "unfrozen": "components", "resumed": "", "run_aborted": ""}
+_EVENTS: Final = {Event.STAGE_STARTED: "stage", Event.UNFROZEN: "components", Event.RESUMED: "", Event.RUN_ABORTED: ""}
 _COLOURS: Final = {"error": BAD, "warning": SERIES[1], "note": MUTED}
 _WORST: Final = tuple(_COLOURS.values())
 Panel = tuple[str, float, Callable[["Axes"], None]]
@@ -64,12 +65,17 @@ def health_figure(run: RunFiles, findings: Sequence[Finding]) -> str:
 
 def _loss(run: RunFiles) -> list[Panel]:
     """The decoders' losses, in the unit of the validation's; the total, which may have another, only without them."""
-    ours = {"train/ctc_loss": "CTC", "train/transducer_loss": "transducer", "train/distillation_loss": "teachers"}
-    names, unit = {"train/ctc_loss": "CTC", "val/loss": "CTC on validation", **ours}, ""
+    ours: dict[str, str] = {
+        Metric.CTC_LOSS: "CTC",
+        Metric.TRANSDUCER_LOSS: "transducer",
+        Metric.DISTILLATION_LOSS: "teachers",
+    }
+    names: dict[str, str] = {Metric.CTC_LOSS: "CTC", Metric.VAL_LOSS: "CTC on validation", **ours}
+    unit = ""
     if ours.keys() & run.curves.keys():
         unit = " per utterance"
     else:
-        names = {"train/loss": "train", "val/loss": "validation"}
+        names = {Metric.TRAIN_LOSS: "train", Metric.VAL_LOSS: "validation"}
     lines = [(run.curves[n], c, label) for n, c, label in _named(run, names)]
     if not lines:
         return []
@@ -84,13 +90,13 @@ def _loss(run: RunFiles) -> list[Panel]:
 
 
 def _norm(run: RunFiles) -> list[Panel]:
-    curve = run.curves.get("train/gradient_norm")
+    curve = run.curves.get(Metric.GRADIENT_NORM)
     if curve is None:
         return []
     steps, norms = curve
     medians = [statistics.median(norms[max(0, i + 1 - MEDIAN_OF) : i + 1]) for i in range(len(norms))]
     limit = run.setting("training.max_grad_norm") or None
-    skipped = [int(event["step"]) for event in run.events if event["event"] in ("step_skipped", "rolled_back")]
+    skipped = [int(event["step"]) for event in run.events if event["event"] in (Event.STEP_SKIPPED, Event.ROLLED_BACK)]
 
     def fill(axes: Axes) -> None:
         axes.plot(steps, norms, color=MUTED, linewidth=0.7, marker=".", markersize=3.5, markeredgewidth=0)
@@ -114,7 +120,7 @@ def _norm(run: RunFiles) -> list[Panel]:
 
 
 def _blank(run: RunFiles) -> list[Panel]:
-    names = {"train/blank_fraction": "train", "val/blank_fraction": "validation"}
+    names: dict[str, str] = {Metric.TRAIN_BLANK_FRACTION: "train", Metric.VAL_BLANK_FRACTION: "validation"}
     lines = [(run.curves[n], c, label) for n, c, label in _named(run, names)]
     if not lines:
         return []
@@ -133,7 +139,7 @@ def _blank(run: RunFiles) -> list[Panel]:
 
 
 def _rate(run: RunFiles) -> list[Panel]:
-    rates = {name: curve for name, curve in run.curves.items() if name.startswith("learning_rate/")}
+    rates = {name: curve for name, curve in run.curves.items() if name.startswith(LEARNING_RATE)}
     if not rates:
         return []
     highest = max(rates.values(), key=lambda curve: max(curve[1]))
@@ -200,15 +206,20 @@ def _short(value: float) -> str:
 
 def _events(run: RunFiles) -> list[tuple[int, str]]:
     """Where something began, ended or was resumed, in words."""
-    staged = sum(event["event"] == "stage_started" for event in run.events) > 1
+    staged = sum(event["event"] == Event.STAGE_STARTED for event in run.events) > 1
     found = []
     for event in run.events:
         kind = event["event"]
-        if kind not in _EVENTS or (kind == "stage_started" and not staged):
+        if kind not in _EVENTS or (kind == Event.STAGE_STARTED and not staged):
             continue
         what = event.get(_EVENTS[kind], "")
         what = ", ".join(what) if isinstance(what, list) else str(what)
-        name = {"stage_started": what, "unfrozen": f"+ {what}", "resumed": "resumed", "run_aborted": "aborted"}[kind]
+        name = {
+            Event.STAGE_STARTED: what,
+            Event.UNFROZEN: f"+ {what}",
+            Event.RESUMED: Event.RESUMED.value,
+            Event.RUN_ABORTED: "aborted",
+        }[kind]
         found.append((int(event["step"]), name))
     return found
 

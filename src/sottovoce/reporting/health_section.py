@@ -10,6 +10,7 @@ from sottovoce.metrics import percent
 from sottovoce.reporting.health_figure import health_figure
 from sottovoce.reporting.html import card, chip, section, text
 from sottovoce.reporting.run_files import RunFiles
+from sottovoce.runs.names import Event, Metric
 
 _KINDS = {"error": "bad", "warning": "warn", "note": ""}
 Pages = Mapping[str, Mapping[str, str]]
@@ -31,9 +32,9 @@ def health_section(run: RunFiles, findings: Sequence[Finding], pages: Pages) -> 
 
 def looked_at(run: RunFiles) -> str:
     """What there was to look at, in one line."""
-    bad = sum(event["event"] in ("step_skipped", "rolled_back") for event in run.events)
+    bad = sum(event["event"] in (Event.STEP_SKIPPED, Event.ROLLED_BACK) for event in run.events)
     parts = [f"Looked at {run.last_step:,} steps, {bad or 'none'} of them skipped"]
-    norms = run.curves.get("train/gradient_norm", ([], []))[1]
+    norms = run.curves.get(Metric.GRADIENT_NORM, ([], []))[1]
     if norms:
         parts.append(f"gradient norm {statistics.median(norms):.3g} in the median, {max(norms):.3g} at most")
         if limit := run.setting("training.max_grad_norm"):

@@ -22,6 +22,7 @@ from sottovoce.reporting.run_files import RunFiles, read_files
 from sottovoce.reporting.style import STYLE
 from sottovoce.reporting.training_section import events_section, resume, training_section
 from sottovoce.runs.directory import RunDirectory
+from sottovoce.runs.names import Event
 
 _BAR = {
     "results": "Results",
@@ -85,11 +86,11 @@ def render(run: RunFiles, findings: Sequence[Finding] | None, pages: Pages) -> s
 def _status(run: RunFiles) -> str:
     planned, done = run.setting("training.steps"), run.last_step
     happened = {e["event"] for e in run.events}
-    if "run_aborted" in happened:
+    if Event.RUN_ABORTED in happened:
         return chip(f"aborted at step {done:,}", "bad")
-    if run.events and run.events[-1]["event"] == "run_failed":
+    if run.events and run.events[-1]["event"] == Event.RUN_FAILED:
         return chip(f"failed after step {run.events[-1]['step']:,}", "bad")
-    if "run_finished" in happened:
+    if Event.RUN_FINISHED in happened:
         return chip(f"finished {done:,} steps", "good")
     stopped = chip(f"step {done:,}" + (f" of {planned:,}" if planned else ""), "warn")
     return f"{stopped}<span>training, or stopped; <code>{text(resume(run))}</code> continues</span>"
@@ -97,7 +98,7 @@ def _status(run: RunFiles) -> str:
 
 def _facts(run: RunFiles) -> str:
     facts = {"recipe": run.setting("recipe"), "seed": run.setting("seed"), "data": run.setting("data.data_root")}
-    facts["trials left out"] = sum(event["event"] == "trial_skipped" for event in run.events) or None
+    facts["trials left out"] = sum(event["event"] == Event.TRIAL_SKIPPED for event in run.events) or None
     return "".join(f"<span>{k} <b>{text(v)}</b></span>" for k, v in facts.items() if v is not None)
 
 

@@ -10,55 +10,71 @@ from sottovoce.reporting import figures
 from sottovoce.reporting.figures import Line
 from sottovoce.reporting.html import card, chip, missing, section, table, text
 from sottovoce.reporting.run_files import RunFiles
+from sottovoce.runs.names import LEARNING_RATE, Event, Metric
 
 _SHOWN_EVENTS = 60
-_ROUTINE = "checkpoint_saved"
-_KINDS = {"step_skipped": "bad", "run_aborted": "bad", "run_failed": "bad", "blank_collapse": "warn", "resumed": "warn"}
+_ROUTINE = Event.CHECKPOINT_SAVED
+_KINDS = {
+    Event.STEP_SKIPPED: "bad",
+    Event.RUN_ABORTED: "bad",
+    Event.RUN_FAILED: "bad",
+    "blank_collapse": "warn",
+    Event.RESUMED: "warn",
+}
 
 
 def training_section(run: RunFiles) -> str:
     """A chart for everything that the run has written metrics for; stages begin where a name stands."""
-    branches = {
-        "train/ctc_loss": "CTC",
-        "train/distillation_loss": "divergence from the teachers",
-        "train/transducer_loss": "transducer",
-        "train/mode_loss": "speaking mode",
-        "train/flow_loss": "flow bridge",
+    branches: dict[str, str] = {
+        Metric.CTC_LOSS: "CTC",
+        Metric.DISTILLATION_LOSS: "divergence from the teachers",
+        Metric.TRANSDUCER_LOSS: "transducer",
+        Metric.MODE_LOSS: "speaking mode",
+        Metric.FLOW_LOSS: "flow bridge",
     }
-    skipped = [int(e["step"]) for e in run.events if e["event"] == "step_skipped"]
+    skipped = [int(e["step"]) for e in run.events if e["event"] == Event.STEP_SKIPPED]
     unit = " ".join(["nats", *str(run.setting("training.loss_normalisation") or "").split("_")])
-    several = {"train/transducer_loss", "train/distillation_loss"} & run.curves.keys()
+    several = {Metric.TRANSDUCER_LOSS, Metric.DISTILLATION_LOSS} & run.curves.keys()
     same_unit = unit in ("nats", "nats per utterance") and not several
-    losses = {"train/loss": "train", "val/loss": "validation" if same_unit else "validation (CTC, nats per utterance)"}
+    losses: dict[str, str] = {
+        Metric.TRAIN_LOSS: "train",
+        Metric.VAL_LOSS: "validation" if same_unit else "validation (CTC, nats per utterance)",
+    }
     charts = [
         _chart(run, "Loss", losses, unit=unit, log=_spans_decades(run, losses), marked_steps=skipped),
         _chart(run, "Loss of each branch", branches, unit="nats per utterance", log=True) if several else "",
         _chart(
             run,
             "Error rates on validation",
-            {"val/per": "PER", "val/wer": "WER", "val/wra": "WRA", "val/ctc_per": "PER of CTC"},
+            {Metric.VAL_PER: "PER", Metric.VAL_WER: "WER", Metric.VAL_WRA: "WRA", Metric.VAL_CTC_PER: "PER of CTC"},
             as_percent=True,
         ),
         _chart(
             run,
             "Speaking mode",
-            {"val/mode_accuracy": "accuracy on validation", "train/mode_confidence": "confidence of estimated labels"},
+            {
+                Metric.VAL_MODE_ACCURACY: "accuracy on validation",
+                Metric.MODE_CONFIDENCE: "confidence of estimated labels",
+            },
             as_percent=True,
         ),
         _chart(
-            run, "Blank frames", {"train/blank_fraction": "train", "val/blank_fraction": "validation"}, as_percent=True
+            run,
+            "Blank frames",
+            {Metric.TRAIN_BLANK_FRACTION: "train", Metric.VAL_BLANK_FRACTION: "validation"},
+            as_percent=True,
         ),
         _chart(
             run,
             "Gradient norm",
-            {"train/gradient_norm": "before clipping"},
+            {Metric.GRADIENT_NORM: "before clipping"},
             log=True,
             limit=run.setting("training.max_grad_norm") or None,
             limit_label="clipped above",
             marked_steps=skipped,
         ),
         _chart(run, "Learning rate", _learning_rates(run)),
-        _chart(run, "Time of a step", {"train/step_seconds": "seconds"}, unit="s"),
+        _chart(run, "Time of a step", {Metric.STEP_SECONDS: "seconds"}, unit="s"),
     ]
     drawn = "".join(charts)
     if not drawn:
@@ -118,16 +134,16 @@ def _chart(run: RunFiles, title: str, names: dict[str, str], *, unit: str = "", 
 
 def _stages(run: RunFiles) -> list[tuple[int, str]]:
     """First step and name of each stage, where there are several."""
-    begun = [(int(e["step"]), str(e["stage"])) for e in run.events if e["event"] == "stage_started"]
+    begun = [(int(e["step"]), str(e["stage"])) for e in run.events if e["event"] == Event.STAGE_STARTED]
     return begun if len(begun) > 1 else []
 
 
 def _learning_rates(run: RunFiles) -> dict[str, str]:
     """Groups that share a curve share a line."""
     alike: dict[str, list[str]] = {}
-    for name in sorted(n for n in run.curves if n.startswith("learning_rate/")):
+    for name in sorted(n for n in run.curves if n.startswith(LEARNING_RATE)):
         first = next((other for other in alike if run.curves[other] == run.curves[name]), name)
-        alike.setdefault(first, []).append(name.removeprefix("learning_rate/"))
+        alike.setdefault(first, []).append(name.removeprefix(LEARNING_RATE))
     return {first: ", ".join(groups) for first, groups in alike.items()}
 
 
@@ -142,19 +158,19 @@ def _value(value: float, as_percent: bool) -> str:
 
 def _summary(run: RunFiles) -> str:
     parts = []
-    if "val/per" in run.curves:
-        steps, values = run.curves["val/per"]
+    if Metric.VAL_PER in run.curves:
+        steps, values = run.curves[Metric.VAL_PER]
         # Decoders before and after a component joins do not compare.
-        joined = max((e["step"] for e in run.events if e["event"] in ("stage_started", "unfrozen")), default=0)
+        joined = max((e["step"] for e in run.events if e["event"] in (Event.STAGE_STARTED, Event.UNFROZEN)), default=0)
         comparable = [i for i, step in enumerate(steps) if step > joined] or list(range(len(steps)))
         best = min(comparable, key=lambda i: (values[i], steps[i]))
         parts.append(f"lowest validation PER {percent(values[best])} at step {steps[best]:,}")
     for event in run.events:
-        if event["event"] == "flow_bridge_measured":
+        if event["event"] == Event.FLOW_BRIDGE_MEASURED:
             with_bridge, without = percent(event["with_bridge"]), percent(event["without"])
             verdict = "in use" if event["used"] else "left out"
             parts.append(f"flow bridge {verdict}: {with_bridge} with it, {without} without")
-    skipped = sum(e["event"] == "step_skipped" for e in run.events)
+    skipped = sum(e["event"] == Event.STEP_SKIPPED for e in run.events)
     parts.append(f"{skipped} skipped step{'' if skipped == 1 else 's'}")
     return " · ".join(parts)
 

@@ -25,6 +25,7 @@ from sottovoce.core.symbols import symbol_table
 from sottovoce.decoding.greedy import GreedyDecoder
 from sottovoce.runs.directory import RunDirectory
 from sottovoce.runs.lock import Holder
+from sottovoce.runs.names import Event, Metric, unprefixed, validation_rate
 from sottovoce.runs.trained_decoder import decoder_parts
 from sottovoce.training.branches import DENOISING
 from sottovoce.training.environment import peak_memory_mib
@@ -150,10 +151,10 @@ class RunLoop:
             self.window.add(record.metrics)
         self._tell(self.watch.after_step(self._view(step, verdict)))
         if step % training.log_every_steps == 0 and self.window.counts:
-            means = self.window.take() | {"train/peak_memory_mib": peak_memory_mib(self.computer.device)}
+            means = self.window.take() | {Metric.PEAK_MEMORY_MIB: peak_memory_mib(self.computer.device)}
             if self.recorder is not None:
                 self.recorder.metrics(step, "train", means)
-                self.recorder.show(step, {name: means[name] for name in ("train/loss", "train/gradient_norm")})
+                self.recorder.show(step, {name: means[name] for name in (Metric.TRAIN_LOSS, Metric.GRADIENT_NORM)})
         progress = self.computer.progress
         stage = self.curriculum.stage(progress.position)
         stage_is_over = step - progress.position.first_step == stage.steps
@@ -173,7 +174,7 @@ class RunLoop:
             self.recorder.say(f"skipped steps: {causes}, of {step}; see events.jsonl")
         if finished:
             self._tell(self.watch.finished(step))
-            self._event("run_finished")
+            self._event(Event.RUN_FINISHED)
 
     def _view(self, step: int, verdict: Verdict) -> StepView:
         """The step as the watch sees it."""
@@ -187,7 +188,7 @@ class RunLoop:
             self._try_flow_bridge()
         reason = "all its steps are done" if complete else "no better for a while"
         best = {"best": progress.best, "best_step": progress.best_step}
-        self._event("stage_finished", stage=stage.name, complete=complete, reason=reason, **best)
+        self._event(Event.STAGE_FINISHED, stage=stage.name, complete=complete, reason=reason, **best)
         progress.position = progress.position.next_stage(progress.step)
         if not self.curriculum.finished(progress.position):
             announce_stage(self.computer, self.recorder)
@@ -215,10 +216,10 @@ class RunLoop:
             self._tell(self.watch.after_step(self._view(step, verdict)))
         if verdict.action == "skip" or guard.can_roll_back:
             self.save("last")
-        self._event("run_aborted", code="too_many_bad_steps", message=str(reason))
+        self._event(Event.RUN_ABORTED, code="too_many_bad_steps", message=str(reason))
 
     def _bad_step(self, step: int, verdict: Verdict) -> None:
-        event = "rolled_back" if verdict.action == "roll_back" else "step_skipped"
+        event = Event.ROLLED_BACK if verdict.action == "roll_back" else Event.STEP_SKIPPED
         if self.recorder is not None:
             self.recorder.event(step, event, **verdict.as_event())
 
@@ -241,7 +242,7 @@ class RunLoop:
         if isinstance(error, Exception) and not isinstance(error, TrainingAborted):
             code = error.code if isinstance(error, SottovoceError) else None
             with contextlib.suppress(CheckpointError):  # a full disk may be what has ended it
-                self._event("run_failed", **({"code": code} if code else {}), message=in_one_line(error))
+                self._event(Event.RUN_FAILED, **({"code": code} if code else {}), message=in_one_line(error))
         self.close()
 
     def close(self) -> None:
@@ -262,7 +263,7 @@ class RunLoop:
     @property
     def _selection_metric(self) -> str:
         stage = self.curriculum.stage(self.computer.progress.position)
-        return f"val/{stage.config.metric or self.config.training.selection_metric}"
+        return validation_rate(stage.config.metric or self.config.training.selection_metric)
 
     def _validate(self) -> None:
         if not self.validation.indices:
@@ -286,7 +287,7 @@ class RunLoop:
         assert self.recorder is not None
         progress = self.computer.progress
         self.recorder.metrics(progress.step, "val", values)
-        named = (f"{name.removeprefix('val/')} {value:.3g}" for name, value in values.items())
+        named = (f"{unprefixed(name)} {value:.3g}" for name, value in values.items())
         self.recorder.say(f"step {progress.step}: validation  {'  '.join(named)}")
 
     def _ranked_if_main(self, values: dict[str, float]) -> tuple[float, float]:
@@ -302,7 +303,7 @@ class RunLoop:
             return
         parts, state = self.checkpoint(optimizer if name == "last" else None, values)
         write_checkpoint(RunDirectory(self.run_dir).checkpoint(name), self.computer.progress.step, parts, state)
-        self._event("checkpoint_saved", checkpoint=name)
+        self._event(Event.CHECKPOINT_SAVED, checkpoint=name)
 
     def checkpoint(
         self, optimizer: torch.optim.Optimizer | None, values: dict[str, float] | None = None

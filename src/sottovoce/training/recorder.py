@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from sottovoce.core.records import JsonLines
 from sottovoce.core.splits import Split
 from sottovoce.runs.directory import RunDirectory
+from sottovoce.runs.names import Metric, unprefixed
 from sottovoce.training.tracking import Tracker
 
 QUIET_SECONDS = 15.0
@@ -30,10 +31,10 @@ def source_names(values: dict[str, float]) -> dict[str, float]:
     >>> source_names({"val/per": 0.25, "train/loss": 3.0})
     {'val/phoneme_accuracy': 0.75}
     """
-    renamed = {"train/step_seconds": "train/batch_time", "learning_rate/other": "learning_rate"}
+    renamed = {Metric.STEP_SECONDS: "train/batch_time", "learning_rate/other": "learning_rate"}
     found = {renamed[name]: value for name, value in values.items() if name in renamed}
-    if "val/per" in values:
-        found["val/phoneme_accuracy"] = max(0.0, 1.0 - values["val/per"])
+    if Metric.VAL_PER in values:
+        found["val/phoneme_accuracy"] = max(0.0, 1.0 - values[Metric.VAL_PER])
     return found
 
 
@@ -147,7 +148,7 @@ class _Display:
             self._bar.start()
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        shown = "  ".join(f"{name.removeprefix('train/')} {value:.3g}" for name, value in values.items())
+        shown = "  ".join(f"{unprefixed(name)} {value:.3g}" for name, value in values.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=shown)
         elif time.monotonic() - self._last_line > QUIET_SECONDS:

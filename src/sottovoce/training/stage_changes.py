@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from sottovoce.runs.names import Event, Metric
 from sottovoce.training.branches import SPEAKING_MODE
 from sottovoce.training.ownership import num_trainable
 from sottovoce.training.processes import pair_of_main
@@ -26,7 +27,7 @@ def announce_stage(computer: StepComputer, recorder: Recorder | None) -> None:
     weights = computer.curriculum.weights(stage)
     recorder.event(
         step,
-        "stage_started",
+        Event.STAGE_STARTED,
         stage=stage.name,
         num_steps=stage.steps,
         loss_weights=weights,
@@ -45,7 +46,7 @@ def announce_teachers(computer: StepComputer, recorder: Recorder) -> None:
     """Record who teaches this run, and how well they decode."""
     if computer.teachers is not None:
         names, rates = zip(*((t.name, t.per) for t in computer.teachers.teachers), strict=True)
-        recorder.event(0, "taught_by", teachers=names, per=rates)
+        recorder.event(0, Event.TAUGHT_BY, teachers=names, per=rates)
 
 
 def announce_unfrozen(computer: StepComputer, stage: Stage, recorder: Recorder | None) -> None:
@@ -57,7 +58,7 @@ def announce_unfrozen(computer: StepComputer, stage: Stage, recorder: Recorder |
     counts = [num_trainable(computer.named, activity) for activity in (before, after)]
     recorder.event(
         computer.progress.step,
-        "unfrozen",
+        Event.UNFROZEN,
         components=sorted(released),
         trainable_parameters=counts[1],
         trainable_before=counts[0],
@@ -80,8 +81,8 @@ def refresh_modes(
     if recorder is None:
         return
     kept, confidence = modes.modes.agreement(before), modes.modes.confidence
-    recorder.event(computer.progress.step, "modes_refreshed", confidence=confidence, kept=kept)
-    recorder.metrics(computer.progress.step, "train", {"train/mode_confidence": confidence})
+    recorder.event(computer.progress.step, Event.MODES_REFRESHED, confidence=confidence, kept=kept)
+    recorder.metrics(computer.progress.step, "train", {Metric.MODE_CONFIDENCE: confidence})
 
 
 def measure_flow_bridge(
@@ -115,6 +116,6 @@ def announce_flow_bridge(
     step, used = computer.progress.step, computer.model.use_flow_bridge
     recorder.metrics(step, "val", {f"{metric}_with_flow_bridge": values[metric]})
     compared = {"metric": metric, "with_bridge": abs(now), "without": abs(without)}
-    recorder.event(step, "flow_bridge_measured", used=used, **compared)
+    recorder.event(step, Event.FLOW_BRIDGE_MEASURED, used=used, **compared)
     verdict = "it is used" if used else "it is left out"
     recorder.say(f"step {step}: flow bridge: {metric} {abs(now):.4f} with it, {abs(without):.4f} without: {verdict}")

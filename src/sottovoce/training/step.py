@@ -28,6 +28,7 @@ from sottovoce.decoding.greedy import blank_fraction
 from sottovoce.features.augmentation import Draws
 from sottovoce.features.pipeline import FeaturePipeline
 from sottovoce.models.compose import DecoderModel, Encoded
+from sottovoce.runs.names import Metric, group_gradient_norm, learning_rate
 from sottovoce.training import branches
 from sottovoce.training.balance import GradientBalance
 from sottovoce.training.branches import SPEAKING_MODE, Branch, PartInputs
@@ -151,7 +152,7 @@ class StepComputer:
             self.owners_checked = False
         self.record = StepRecord(now)
         if self.waiting_since is not None:
-            self.record.metrics["train/data_wait_seconds"] = self.record.began - self.waiting_since
+            self.record.metrics[Metric.DATA_WAIT_SECONDS] = self.record.began - self.waiting_since
         if optimizer is not None:
             self.set_rates(optimizer)
         return self.record
@@ -161,7 +162,7 @@ class StepComputer:
         scheduler, total_steps = self.config.training.scheduler, self.curriculum.total_steps
         factor = learning_rate_factor(self.progress.updates, scheduler, total_steps)
         for name, rate in set_learning_rates(optimizer, factor, self.now.rates).items():
-            self.current.metrics[f"learning_rate/{name}"] = rate
+            self.current.metrics[learning_rate(name)] = rate
 
     def add(self, part: StepPart) -> ComputedPart:
         """The forward pass of one part, noted in the record."""
@@ -217,9 +218,9 @@ class StepComputer:
         losses = record.losses if several else {trial: nats for (_, trial), nats in record.losses.items()}
         owned = owned_by(optimizer, self.named)
         verdict = self.guard.inspect(owned, losses, self.agreed, self.groups, self.model, likelihoods=likelihoods)
-        record.metrics["train/gradient_norm"] = verdict.gradient_norm
+        record.metrics[Metric.GRADIENT_NORM] = verdict.gradient_norm
         for group, norm in verdict.group_norms.items():
-            record.metrics[f"gradient_norm/{group}"] = norm
+            record.metrics[group_gradient_norm(group)] = norm
         record.verdict = verdict
         return verdict
 
@@ -233,7 +234,7 @@ class StepComputer:
             progress.updates += 1
             progress.trained = sorted({*progress.trained, *record.activity.rates})
             progress.position = progress.position.after_update(self.curriculum.stage(progress.position))
-        record.metrics["train/step_seconds"] = time.perf_counter() - record.began
+        record.metrics[Metric.STEP_SECONDS] = time.perf_counter() - record.began
 
     @property
     def current(self) -> StepRecord:
@@ -278,21 +279,21 @@ class StepComputer:
         """The part's losses and statistics, as shares of the step's means."""
         record, inputs, summed = self.current, computed.inputs, self.processes.summed
         batch, frames_B = inputs.batch, inputs.encoded.lengths_B
-        part = {
-            "train/loss": float(summed(computed.loss.detach())),
-            "train/padding_fraction": batch.padding_fraction / self.micro_batches,
+        part: dict[str, float] = {
+            Metric.TRAIN_LOSS: float(summed(computed.loss.detach())),
+            Metric.PADDING_FRACTION: batch.padding_fraction / self.micro_batches,
         }
         for name, nats_B in ((name, nats_B.detach()) for name, nats_B in computed.nats.items()):
             record.losses.update(zip(((name, trial) for trial in batch.trial_ids), nats_B.tolist(), strict=True))
             part[self.branches[name].metric] = float(summed(nats_B.sum())) / self.global_batch
         if (logits_BSV := inputs.computed("ctc_logits_BSV")) is not None:
-            part["train/blank_fraction"] = (
+            part[Metric.TRAIN_BLANK_FRACTION] = (
                 blank_fraction(logits_BSV.detach(), frames_B, self.blank) / self.micro_batches
             )
         if (targets := inputs.computed("teacher_targets")) is not None:
             record.teacher_targets.append(targets)
             valid = float(summed(targets.weights_BS.sum())) / float(summed(frames_B.sum()))
-            part["train/valid_frame_ratio"] = valid / self.micro_batches
+            part[Metric.VALID_FRAME_RATIO] = valid / self.micro_batches
         for name, value in part.items():
             record.metrics[name] = record.metrics.get(name, 0.0) + value
 

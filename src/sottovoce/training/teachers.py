@@ -22,6 +22,7 @@ from sottovoce.core.errors import CheckpointError, ConfigurationError
 from sottovoce.core.trial import Batch, Trial, TrialSet
 from sottovoce.losses.distillation import AGGREGATIONS, frame_weights, teachers_opinion
 from sottovoce.runs.directory import RunDirectory
+from sottovoce.runs.names import Metric
 from sottovoce.runs.trained_decoder import TrainedDecoder, load
 from sottovoce.runs.trained_on import TrainedOn, read_trained_on
 
@@ -93,7 +94,7 @@ class Teacher:
     @property
     def per(self) -> float | None:
         """Of its CTC head, in its own validation; None where it had none."""
-        return self.run.validation.get("val/ctc_per", self.run.validation.get("val/per"))
+        return self.run.validation.get(Metric.VAL_CTC_PER, self.run.validation.get(Metric.VAL_PER))
 
     def logits(self, batch: Batch, session_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """CTC logits [B, S, V] of features and their valid frames [B]; `session_B` are the teacher's own numbers."""

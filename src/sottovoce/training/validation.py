@@ -21,6 +21,7 @@ from sottovoce.evaluation.emissions import TrialEmissions, emission_batches
 from sottovoce.evaluation.scoring import METRICS, Evaluation, score
 from sottovoce.losses.ctc import ctc_loss
 from sottovoce.metrics import ErrorCounts
+from sottovoce.runs.names import Metric, unprefixed, validation_rate
 from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.step import StepComputer
 
@@ -72,20 +73,20 @@ class Validation:
             return {}
         found.sort(key=lambda scored: scored.trial.trial_id)
         overall = self.score([(s.trial, s.hypothesis) for s in found], self.table, decoder=decoder.name).overall
-        rates = {f"val/{name}": overall.rates[name].value for name in METRICS if name in overall.rates}
+        rates = {validation_rate(name): overall.rates[name].value for name in METRICS if name in overall.rates}
         right = [scored.mode_is_right for scored in found if scored.mode_is_right is not None]
         if right:
-            rates["val/mode_accuracy"] = sum(right) / len(right)
+            rates[Metric.VAL_MODE_ACCURACY] = sum(right) / len(right)
         gains = [s.others_nats - s.nats for s in found if math.isfinite(s.others_nats) and math.isfinite(s.nats)]
         if gains and len(self.other_labels()) > 1:
-            rates["val/pairing_gain"] = sum(gains) / len(gains)
+            rates[Metric.VAL_PAIRING_GAIN] = sum(gains) / len(gains)
         if decoder.needs is not None:
             num_labels = sum(len(scored.trial.labels or ()) for scored in found)
-            rates["val/ctc_per"] = sum(scored.ctc_errors for scored in found) / num_labels if num_labels else None
+            rates[Metric.VAL_CTC_PER] = sum(scored.ctc_errors for scored in found) / num_labels if num_labels else None
         return {
-            "val/loss": sum(scored.nats for scored in found) / len(found),
+            Metric.VAL_LOSS: sum(scored.nats for scored in found) / len(found),
             **{name: value for name, value in rates.items() if value is not None},
-            "val/blank_fraction": overall.blank.value or 0.0,
+            Metric.VAL_BLANK_FRACTION: overall.blank.value or 0.0,
         }
 
     def other_labels(self) -> dict[tuple[int, ...], tuple[int, ...]]:
@@ -168,7 +169,7 @@ def ranked(values: Mapping[str, float], metric: str) -> tuple[float, float]:
     """
     if metric not in values:
         raise ConfigurationError(
-            f"training.selection_metric={metric.removeprefix('val/')} cannot be computed with this data "
-            f"and decoder; choose one of {', '.join(name.removeprefix('val/') for name in values)}"
+            f"training.selection_metric={unprefixed(metric)} cannot be computed with this data "
+            f"and decoder; choose one of {', '.join(unprefixed(name) for name in values)}"
         )
-    return (-values[metric] if metric == "val/wra" else values[metric]), values["val/loss"]
+    return (-values[metric] if metric == Metric.VAL_WRA else values[metric]), values[Metric.VAL_LOSS]

@@ -12,6 +12,7 @@ from sottovoce.diagnosis.capsules.reading import read_processes
 from sottovoce.diagnosis.capsules.signals import Signal, look_at_signals
 from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.features.pipeline import FeaturePipeline
+from sottovoce.runs.names import Event
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def refused_steps(record: DiagnosedRun, code: str) -> list[BadStep]:
 
 def _refused_steps(record: DiagnosedRun, code: str) -> Iterator[BadStep]:
     capsules = {folder.name: folder for folder in record.capsules if (folder / BEFORE).is_dir()}
-    for event in record.events_named("step_skipped"):
+    for event in record.events_named(Event.STEP_SKIPPED):
         if event["code"] != code:
             continue
         step = int(event["step"])

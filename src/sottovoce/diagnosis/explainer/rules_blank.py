@@ -10,6 +10,7 @@ from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.rules_schedule import LEARNT, planned_steps
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
 from sottovoce.diagnosis.thresholds import BLANK, LARGE_EPS, LEFT
+from sottovoce.runs.names import Metric
 from sottovoce.runs.record import Series
 
 PATIENCE_STEPS: Final = 500
@@ -37,9 +38,9 @@ FEWEST_TRIALS: Final = 10
 
 def all_blank(record: DiagnosedRun) -> Iterator[Suspicion]:
     """D5 and D6: blank everywhere until the end of the record, with the loss falling (a note) or standing (a fault)."""
-    blank, loss = record.metric("train/blank_fraction"), record.metric("train/ctc_loss")
+    blank, loss = record.metric(Metric.TRAIN_BLANK_FRACTION), record.metric(Metric.CTC_LOSS)
     since = _begin_of_plateau(blank)
-    rates = record.metric("val/per")
+    rates = record.metric(Metric.VAL_PER)
     if since is None or (rates and rates.values[-1] < NOTHING_DECODED) or record.config is None:
         return
     length = blank.steps[-1] - since
@@ -89,7 +90,7 @@ def _begin_of_plateau(blank: Series) -> int | None:
 
 def _learnt_before(record: DiagnosedRun, since: int) -> bool:
     """The model had decoded something: an error rate well under 1 before the plateau."""
-    return any(value < LEARNT for value in record.metric("val/per").between(-1, since).values)
+    return any(value < LEARNT for value in record.metric(Metric.VAL_PER).between(-1, since).values)
 
 
 def label_in_the_blanks_place(record: DiagnosedRun) -> Iterator[Suspicion]:

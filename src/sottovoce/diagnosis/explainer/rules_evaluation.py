@@ -17,6 +17,7 @@ from sottovoce.diagnosis.explainer.suspicion import Suspicion, suspect
 from sottovoce.metrics import error_counts, percent
 from sottovoce.runs.directory import RunDirectory
 from sottovoce.runs.examples import read_examples
+from sottovoce.runs.names import VAL, Event, Metric
 from sottovoce.runs.record import Evaluated
 
 OFFSETS: Final = (-2, -1, 1, 2)
@@ -91,8 +92,8 @@ def _unit_of_empty(evaluation: Evaluated) -> Iterator[Suspicion]:
 
 def validation_has_its_unit(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G1 in the records of training: next to no errors from a model that answers blank."""
-    blank = record.metric("val/blank_fraction")
-    for name in ("val/per", "val/wer"):
+    blank = record.metric(Metric.VAL_BLANK_FRACTION)
+    for name in (Metric.VAL_PER, Metric.VAL_WER):
         for step, rate in record.metric(name):
             share = blank.at(step)
             if rate < TINY_RATE and share is not None and share > 0.99:
@@ -195,13 +196,13 @@ def _merged_last(log_probs_SV: Any, blank: int) -> list[int]:
 def trainer_and_evaluation_agree(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G6: the best checkpoint's validation rate in the trainer against the evaluation's."""
     best = record.checkpoints.get("best")
-    if best is None or record.config is None or record.events_named("flow_bridge_measured"):
+    if best is None or record.config is None or record.events_named(Event.FLOW_BRIDGE_MEASURED):
         return
     metric = selection_metric(record)
     decoder = str(best.progress.get("best_by") or "").rpartition(" ")[2] or record.config.decoding.decoder
     trainers = record.metric(metric).at(best.step)
     evaluation = next((e for e in record.evaluations if e.name == f"val.{decoder}"), None)
-    stored = evaluation.result.get(metric.removeprefix("val/")) if evaluation else None
+    stored = evaluation.result.get(metric.removeprefix(VAL)) if evaluation else None
     if trainers is None or not isinstance(stored, (int, float)) or abs(trainers - stored) <= DIFFERS:
         return
     evidence = (

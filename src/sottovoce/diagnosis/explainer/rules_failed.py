@@ -8,12 +8,13 @@ from typing import Any
 from sottovoce.diagnosis.causes import causes
 from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, suspect
+from sottovoce.runs.names import Event
 
 
 def failure_of(record: DiagnosedRun) -> dict[str, Any] | None:
     """The event of the error that ended the run; None where it ended otherwise, or has been resumed since."""
-    ends = record.events_named("run_failed", "resumed", "run_aborted", "run_finished")
-    return ends[-1] if ends and ends[-1]["event"] == "run_failed" else None
+    ends = record.events_named(Event.RUN_FAILED, Event.RESUMED, Event.RUN_ABORTED, Event.RUN_FINISHED)
+    return ends[-1] if ends and ends[-1]["event"] == Event.RUN_FAILED else None
 
 
 def run_failed(record: DiagnosedRun) -> Iterator[Suspicion]:

@@ -16,6 +16,7 @@ from sottovoce.diagnosis.explainer.suspicion import Suspicion
 from sottovoce.diagnosis.explainer.targets import Target, look_up
 from sottovoce.diagnosis.ranking import PLAIN_SYMPTOMS
 from sottovoce.diagnosis.thresholds import INCIDENT_STEPS, INCIDENT_WINDOW
+from sottovoce.runs.names import Event, Metric
 from sottovoce.runs.record import Series
 
 SYMPTOM: Final = 0.5
@@ -52,7 +53,7 @@ def recorded_findings(record: DiagnosedRun) -> Iterator[Suspicion]:
 
 def guard_actions(record: DiagnosedRun) -> Iterator[Suspicion]:
     """Steps that the guard skipped or undid, by its own reason."""
-    actions = record.events_named("step_skipped", "rolled_back")
+    actions = record.events_named(Event.STEP_SKIPPED, Event.ROLLED_BACK)
     for code in dict.fromkeys(str(event["code"]) for event in actions if event.get("code") in causes()):
         events = [event for event in actions if event.get("code") == code]
         steps = [int(event["step"]) for event in events]
@@ -198,7 +199,7 @@ def _from_targets(targets: dict[str, Target], infinite: Sequence[str], named: st
 
 def _everything_is_bad(record: DiagnosedRun, steps: Sequence[BadStep]) -> Iterator[Suspicion]:
     step = steps[0].step
-    norms = record.metric("train/gradient_norm").between(-1, step)
+    norms = record.metric(Metric.GRADIENT_NORM).between(-1, step)
     evidence = f"From step {step} on the loss of every trial of a batch is not finite ({steps[0].count} at first)."
     evidence += _unread(steps)
     if _rising(norms):
@@ -241,13 +242,15 @@ def why_the_gradient_is_not_finite(record: DiagnosedRun) -> Iterator[Suspicion]:
     yield from _from_signals(steps, "nonfinite_gradient")
     explained = any(step.culprits for step in steps)
     rest = {s.step for s in steps if not s.culprits and (s.signals or not explained)}
-    skips = [e for e in record.events_named("step_skipped") if e["code"] == "nonfinite_gradient" and e["step"] in rest]
+    skips = [
+        e for e in record.events_named(Event.STEP_SKIPPED) if e["code"] == "nonfinite_gradient" and e["step"] in rest
+    ]
     if not skips or record.config is None:
         return
     step, names = int(skips[0]["step"]), str(skips[0].get("evidence"))
     times = f"{len(skips)} steps from {step} on" if len(skips) > 1 else f"step {step}"
     evidence = f"All losses are finite, but not the gradient of {names}, in {times}."
-    if _rising(record.metric("train/gradient_norm").between(-1, step)):
+    if _rising(record.metric(Metric.GRADIENT_NORM).between(-1, step)):
         yield _about_gradient("learning_rate_too_high", f"{evidence} The norm had been growing.", step, 0.7)
         return
     halves = in_half_precision(record)

@@ -9,6 +9,7 @@ from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.rules_schedule import comparable_from, planned_steps
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
 from sottovoce.diagnosis.thresholds import AT_FLOOR, LEARNT_SHARE
+from sottovoce.runs.names import Metric
 
 FEWEST_STEPS: Final = 200
 """A run, or a stage of one, that is shorter is not judged: healthy ones leave the blanks at step 84 to 210 (row D5)."""
@@ -35,7 +36,9 @@ CHANCE: Final = 0.7
 def has_learnt(record: DiagnosedRun) -> Iterator[Suspicion]:
     """After enough steps: neither a loss below the floor nor an error rate below that of chance."""
     if knows_nothing(record) and had_time(record) and not _on_its_way(record):
-        yield suspect("not_learnt", f"{how_it_stands(record)}.", step=record.metric("val/loss").steps[-1], support=0.9)
+        yield suspect(
+            "not_learnt", f"{how_it_stands(record)}.", step=record.metric(Metric.VAL_LOSS).steps[-1], support=0.9
+        )
 
 
 def input_is_heard(record: DiagnosedRun) -> Iterator[Suspicion]:
@@ -44,7 +47,7 @@ def input_is_heard(record: DiagnosedRun) -> Iterator[Suspicion]:
     Without any signal a recurrence still learns how sentences begin and how many phonemes a trial of its length has:
     its loss comes down to 0.88 of the input-blind floor, its error rate to 0.73 (measured on noise).
     """
-    gains, losses = record.metric("val/pairing_gain"), record.metric("val/loss")
+    gains, losses = record.metric(Metric.VAL_PAIRING_GAIN), record.metric(Metric.VAL_LOSS)
     if len(gains) < 4 or not losses or gains.steps[-1] != losses.steps[-1] or not had_time(record):
         return
     gain, loss, half = gains.values[-1], losses.values[-1], len(gains) // 2
@@ -73,7 +76,7 @@ def knows_nothing(record: DiagnosedRun) -> bool:
 
 def _on_its_way(record: DiagnosedRun) -> bool:
     """Below the floor and still falling: more steps are what such a run lacks."""
-    losses, floor = record.metric("val/loss").values, record.floors.get("val")
+    losses, floor = record.metric(Metric.VAL_LOSS).values, record.floors.get("val")
     if floor is None or len(losses) < 2:
         return False
     return losses[-1] < BLIND * floor and losses[-1] < FALLS * min(losses[: len(losses) // 2])
@@ -82,8 +85,8 @@ def _on_its_way(record: DiagnosedRun) -> bool:
 def validation_is_like_training(record: DiagnosedRun) -> Iterator[Suspicion]:
     """The training trials are learnt, and no validation is better than answers that ignore the signal."""
     first = comparable_from(record)
-    losses = record.metric("val/loss").between(first, float("inf"))
-    train = record.metric("train/ctc_loss").between(first, float("inf"))
+    losses = record.metric(Metric.VAL_LOSS).between(first, float("inf"))
+    train = record.metric(Metric.CTC_LOSS).between(first, float("inf"))
     train_floor, val_floor = record.floors.get("train"), record.floors.get("val")
     if len(train) < 4 or not losses or train_floor is None or val_floor is None:
         return
@@ -113,13 +116,13 @@ def how_it_stands(record: DiagnosedRun) -> str:
 
 def _last_validation(record: DiagnosedRun) -> tuple[int, float, float | None] | None:
     """Step, `val/loss` in nats an utterance, and the `val/per` of that step where it was computed."""
-    losses = record.metric("val/loss")
-    return (losses.steps[-1], losses.values[-1], record.metric("val/per").at(losses.steps[-1])) if losses else None
+    losses = record.metric(Metric.VAL_LOSS)
+    return (losses.steps[-1], losses.values[-1], record.metric(Metric.VAL_PER).at(losses.steps[-1])) if losses else None
 
 
 def had_time(record: DiagnosedRun) -> bool:
     """The last stage has had the steps that a slow start may take."""
-    if record.config is None or record.metric("val/loss").steps[-1] - comparable_from(record) < FEWEST_STEPS:
+    if record.config is None or record.metric(Metric.VAL_LOSS).steps[-1] - comparable_from(record) < FEWEST_STEPS:
         return False
     planned = planned_steps(record) or record.last_step
     patience = max(min(MOST_PATIENCE, planned / 3), LONG * planned)

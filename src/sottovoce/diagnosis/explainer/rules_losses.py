@@ -8,6 +8,7 @@ from typing import Final
 
 from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
+from sottovoce.runs.names import Metric
 from sottovoce.training.branches import BRANCHES, CTC, TRANSDUCER
 
 ZERO_STEPS: Final = 20
@@ -23,11 +24,11 @@ TOTAL_TOLERANCE: Final = 0.02
 
 def zero_terms(record: DiagnosedRun) -> Iterator[Suspicion]:
     """E5, and I1 or A2 where zeros come and go."""
-    for name in (*(branch.metric for branch in BRANCHES.values()), "val/loss"):
+    for name in (*(branch.metric for branch in BRANCHES.values()), Metric.VAL_LOSS):
         values = record.metric(name)
         zeros = [step for step, value in values if value == 0.0]
-        steps = len(zeros) * (1 if name == "val/loss" else record.log_every)
-        if not zeros or (name != "val/loss" and steps <= ZERO_STEPS and len(zeros) < len(values)):
+        steps = len(zeros) * (1 if name == Metric.VAL_LOSS else record.log_every)
+        if not zeros or (name != Metric.VAL_LOSS and steps <= ZERO_STEPS and len(zeros) < len(values)):
             continue
         always = len(zeros) == len(values)
         evidence = (
@@ -45,7 +46,7 @@ def zero_terms(record: DiagnosedRun) -> Iterator[Suspicion]:
 
 def nonfinite_series(record: DiagnosedRun) -> Iterator[Suspicion]:
     """A5: from some step on the recorded loss itself is not finite, which a guarded run cannot show."""
-    series = record.series.get("train/loss")
+    series = record.series.get(Metric.TRAIN_LOSS)
     if series is None:
         return
     bad = [step for step, value in series if not math.isfinite(value)]
@@ -55,7 +56,7 @@ def nonfinite_series(record: DiagnosedRun) -> Iterator[Suspicion]:
     good = [(step, value) for step, value in series if step < bad[0]]
     before = f"{good[-1][1]:.4g} at step {good[-1][0]}" if good else "never finite"
     evidence = (
-        f"train/loss is not finite in {len(bad)} of {len(series)} records, "
+        f"{Metric.TRAIN_LOSS} is not finite in {len(bad)} of {len(series)} records, "
         f"{'all' if to_the_end else 'the first'} from step {bad[0]} on (before: {before})."
     )
     if to_the_end and len(bad) > 1:
@@ -91,16 +92,15 @@ def _total_is_the_sum(record: DiagnosedRun) -> Iterator[Suspicion]:
     weights = record.stages[0].weights
     if list(weights) != ["ctc"]:
         return
-    total, term = record.metric("train/loss"), record.metric(CTC.metric)
+    total, term = record.metric(Metric.TRAIN_LOSS), record.metric(CTC.metric)
     ratios = [
         value / (weights["ctc"] * other) for step, value in total if (other := term.at(step)) is not None and other > 0
     ]
     if len(ratios) < 3 or abs(middle(ratios) - 1) < TOTAL_TOLERANCE:
         return
     ratio, parts = middle(ratios), config.training.gradient_accumulation_steps
-    evidence = (
-        f"train/loss is {ratio:.4g} times the CTC loss of an utterance (median of {len(ratios)} records); it is 1."
-    )
+    of_records = f"(median of {len(ratios)} records)"
+    evidence = f"{Metric.TRAIN_LOSS} is {ratio:.4g} times the CTC loss of an utterance {of_records}; it is 1."
     if parts > 1 and any(abs(ratio - r) < 0.1 * r for r in (parts, 1 / parts)):
         yield suspect(
             "accumulation_mismatch", f"{evidence} There are {parts} micro-batches.", support=0.9, about="total"

@@ -16,6 +16,7 @@ from sottovoce.diagnosis.thresholds import (
     SPIKE,
     SPIKE_WINDOW,
 )
+from sottovoce.runs.names import Event, Metric, validation_rate
 from sottovoce.runs.record import Series
 from sottovoce.training.schedules import learning_rate_factor
 
@@ -59,7 +60,7 @@ def schedule_is_followed(record: DiagnosedRun) -> Iterator[Suspicion]:
         f"{name} is {rate:.3g} at step {step}, where the schedule gives {planned:.3g}; {len(wrong)} of {len(rates)} "
         f"records differ, the first at step {wrong[0][0]}{', and the rate never changes' if flat else ''}."
     )
-    resumed = [int(e["step"]) for e in record.events_named("resumed") if e["step"] <= wrong[0][0]]
+    resumed = [int(e["step"]) for e in record.events_named(Event.RESUMED) if e["step"] <= wrong[0][0]]
     if resumed and wrong[0][0] - resumed[-1] <= 2 * record.log_every and not flat:
         yield suspect("incomplete_resume", f"After the run was resumed at step {resumed[-1]}: {evidence}", support=0.8,
                       step=resumed[-1], about="schedule")  # fmt: skip
@@ -79,9 +80,9 @@ def _expected_rates(record: DiagnosedRun) -> dict[int, float]:
     total = planned_steps(record)
     if config is None or (total is None and config.training.scheduler.max_steps is None):
         return {}
-    if record.events_named("rolled_back"):
+    if record.events_named(Event.ROLLED_BACK):
         return {}  # a rolled-back step may or may not have counted
-    training, skipped = config.training, {int(e["step"]) for e in record.events_named("step_skipped")}
+    training, skipped = config.training, {int(e["step"]) for e in record.events_named(Event.STEP_SKIPPED)}
     staged = bool(training.stages)
     factors = {s.canonical_name: s.rate_of("encoder") if "encoder" in s.components else 0.0 for s in training.stages}
     stage_of = {step: b.name for b in record.stages for step in range(b.first + 1, b.last + 1)} if staged else {}
@@ -116,10 +117,13 @@ def planned_steps(record: DiagnosedRun) -> int | None:
 
 def steps_are_too_large(record: DiagnosedRun) -> Iterator[Suspicion]:
     """D3: the loss rises above where it began, or norms spike again and again."""
-    loss, norms = record.metric("train/ctc_loss"), record.metric("train/gradient_norm")
+    loss, norms = record.metric(Metric.CTC_LOSS), record.metric(Metric.GRADIENT_NORM)
     if len(loss) < 5 or record.config is None:
         return
-    if any(jump_after(loss, int(e["step"])) for e in record.events_named("stage_started", "unfrozen", "resumed")):
+    if any(
+        jump_after(loss, int(e["step"]))
+        for e in record.events_named(Event.STAGE_STARTED, Event.UNFROZEN, Event.RESUMED)
+    ):
         return  # that has a cause of its own
     rate = record.config.training.optimizer.lr
     half, fix = (
@@ -166,16 +170,16 @@ def _spikes(norms: Series) -> list[tuple[int, float]]:
 def metric_turns(record: DiagnosedRun) -> Iterator[Suspicion]:
     """D4 and overfitting: the validation metric has been worse than its best for three validations and more."""
     name = selection_metric(record)
-    metric, loss = record.metric(name), record.metric("train/ctc_loss")
+    metric, loss = record.metric(name), record.metric(Metric.CTC_LOSS)
     first = comparable_from(record)
-    metric, sign = metric.between(first, float("inf")), (-1 if name == "val/wra" else 1)
+    metric, sign = metric.between(first, float("inf")), (-1 if name == Metric.VAL_WRA else 1)
     if len(metric) < EVALUATIONS + 1 or len(loss) < 4 or record.config is None:
         return
     best_step, best = min(metric, key=lambda entry: (sign * entry[1], entry[0]))
     after = metric.between(best_step, float("inf"))
     if len(after) < EVALUATIONS or best_step == metric.steps[0] or (best > LEARNT and sign > 0):
         return
-    nats = record.metric("val/loss")
+    nats = record.metric(Metric.VAL_LOSS)
     floor = record.floors.get("val")
     if nats and floor is not None and min(nats.values) >= AT_FLOOR * floor:
         return  # it never was any good: nothing has turned
@@ -215,7 +219,7 @@ def metric_turns(record: DiagnosedRun) -> Iterator[Suspicion]:
 
 def clip_leaves_nothing(record: DiagnosedRun) -> Iterator[Suspicion]:
     """The gradient is nearly always many times the clip limit."""
-    norms = record.metric("train/gradient_norm")
+    norms = record.metric(Metric.GRADIENT_NORM)
     if record.config is None or not record.config.training.max_grad_norm or record.last_step < FEWEST_STEPS:
         return
     training, limit = record.config.training, record.config.training.max_grad_norm
@@ -235,8 +239,10 @@ def clip_leaves_nothing(record: DiagnosedRun) -> Iterator[Suspicion]:
 
 def steps_become_slow(record: DiagnosedRun) -> Iterator[Suspicion]:
     """Steps take four times as long as at the start of the same stage, and do so for a quarter of it."""
-    since = max((int(e["step"]) for e in record.events_named("stage_started", "unfrozen", "resumed")), default=0)
-    seconds = record.metric("train/step_seconds").between(since, float("inf"))
+    since = max(
+        (int(e["step"]) for e in record.events_named(Event.STAGE_STARTED, Event.UNFROZEN, Event.RESUMED)), default=0
+    )
+    seconds = record.metric(Metric.STEP_SECONDS).between(since, float("inf"))
     if len(seconds) < 20:
         return
     quarter = len(seconds) // 4
@@ -252,14 +258,14 @@ def steps_become_slow(record: DiagnosedRun) -> Iterator[Suspicion]:
 def selection_metric(record: DiagnosedRun) -> str:
     """The metric that chose the best checkpoint in the stage that ran last."""
     if record.config is None:
-        return "val/per"
+        return Metric.VAL_PER
     training, name = record.config.training, record.config.training.selection_metric
     by_stage = {stage.canonical_name: stage.metric for stage in training.stages}
     if record.stages:
         name = by_stage.get(record.stages[-1].name) or name
-    return f"val/{name}"
+    return validation_rate(name)
 
 
 def comparable_from(record: DiagnosedRun) -> int:
     """Validations after this step were made with one decoder and one metric, in one stage with one set of parts."""
-    return max((int(e["step"]) for e in record.events_named("stage_started", "unfrozen")), default=0)
+    return max((int(e["step"]) for e in record.events_named(Event.STAGE_STARTED, Event.UNFROZEN)), default=0)

@@ -13,6 +13,7 @@ from sottovoce.diagnosis.explainer.rules_schedule import comparable_from, planne
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, suspect
 from sottovoce.metrics import percent
 from sottovoce.models.compose import build_model
+from sottovoce.runs.names import TEST, VAL, Event, Metric
 from sottovoce.runs.record import Evaluated, Series
 
 AVERAGES: Final = (2, 3, 4, 5)
@@ -29,7 +30,7 @@ WORKS: Final = 0.9
 def kept_checkpoint_is_the_best(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G7, G8: the step of the best checkpoint against the least recorded metric."""
     best, name = record.checkpoints.get("best"), selection_metric(record)
-    if best is None or record.events_named("flow_bridge_measured") or best.state.get("use_flow_bridge"):
+    if best is None or record.events_named(Event.FLOW_BRIDGE_MEASURED) or best.state.get("use_flow_bridge"):
         return
     metric = record.metric(name).between(comparable_from(record), float("inf"))
     if not record.finished:  # the run may have been killed between a validation and its checkpoint
@@ -37,7 +38,7 @@ def kept_checkpoint_is_the_best(record: DiagnosedRun) -> Iterator[Suspicion]:
     kept = metric.at(best.step)
     if not metric or kept is None:
         return
-    sign = -1 if name == "val/wra" else 1
+    sign = -1 if name == Metric.VAL_WRA else 1
     least_step, least = min(metric, key=lambda entry: (sign * entry[1], entry[0]))
     if sign * (kept - least) <= 1e-9:
         return
@@ -45,10 +46,10 @@ def kept_checkpoint_is_the_best(record: DiagnosedRun) -> Iterator[Suspicion]:
         f"checkpoints/best is of step {best.step} ({name} {kept:.4g}); the best recorded is {least:.4g} at step "
         f"{least_step}, {abs(kept - least):.3g} better."
     )
-    by_loss = record.metric("val/loss").between(comparable_from(record), float("inf"))
+    by_loss = record.metric(Metric.VAL_LOSS).between(comparable_from(record), float("inf"))
     averaged = [n for n in AVERAGES if _least_average(metric, n, sign) == best.step]
     if by_loss and min(by_loss, key=lambda entry: entry[1])[0] == best.step:
-        evidence_of_loss = f"{evidence} Step {best.step} has the least val/loss."
+        evidence_of_loss = f"{evidence} Step {best.step} has the least {Metric.VAL_LOSS}."
         yield suspect("selection_gate", evidence_of_loss, step=best.step, support=0.8, about="kept", severity="error")
     if averaged:
         what = f"{evidence} A moving average of {averaged[0]} validations chooses step {best.step}."
@@ -66,7 +67,7 @@ def _least_average(metric: Series, length: int, sign: int) -> int | None:
 
 def gate_follows_the_metric(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G8: what chooses the checkpoint ranks the validations otherwise than the rate that is reported."""
-    gate, target, since = selection_metric(record), "val/wer", comparable_from(record)
+    gate, target, since = selection_metric(record), Metric.VAL_WER, comparable_from(record)
     if gate == target:
         return
     rates, reported = (record.metric(name).between(since, float("inf")) for name in (gate, target))
@@ -101,13 +102,13 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 def selection_metric_exists(record: DiagnosedRun) -> Iterator[Suspicion]:
     """G9: validations, but no best checkpoint; or the metric that should choose it is absent or not finite."""
-    name, validated = selection_metric(record), record.series.get("val/loss", Series())
+    name, validated = selection_metric(record), record.series.get(Metric.VAL_LOSS, Series())
     raw = record.series.get(name, Series())
     if not validated:
         return
     bad = [step for step, value in raw if not math.isfinite(value)]
     first = validated.steps[0]
-    known = ", ".join(sorted(n for n in record.series if n.startswith("val/")))
+    known = ", ".join(sorted(n for n in record.series if n.startswith(VAL)))
     if not raw:
         evidence = f"{len(validated)} validations, the first at step {first}, gave {known}, and never {name}."
         yield suspect("metric_missing", evidence, step=first, support=0.95)
@@ -121,7 +122,7 @@ def selection_metric_exists(record: DiagnosedRun) -> Iterator[Suspicion]:
 
 def test_split_was_used(record: DiagnosedRun) -> Iterator[Suspicion]:
     """H2: test rates among the records of training, or several settings tried on the test split alone."""
-    during = [line for line in record.metrics if line.get("split") == "test" or line["name"].startswith("test/")]
+    during = [line for line in record.metrics if line.get("split") == "test" or line["name"].startswith(TEST)]
     if during:
         evidence = (
             f"{during[0]['name']} was recorded {len(during)} times while training, the first at step "
@@ -152,12 +153,14 @@ def records_can_be(record: DiagnosedRun) -> Iterator[Suspicion]:
         return
     training, planned = config.training, planned_steps(record)
     ends = {b.last for b in record.stages} | {
-        int(e["step"]) for e in record.events_named("stage_finished", "run_finished")
+        int(e["step"]) for e in record.events_named(Event.STAGE_FINISHED, Event.RUN_FINISHED)
     }
-    trained = [s for name in ("train/loss", "train/gradient_norm") for s in record.series.get(name, Series()).steps]
+    trained = [s for name in (Metric.TRAIN_LOSS, Metric.GRADIENT_NORM) for s in record.series.get(name, Series()).steps]
     odd = [s for s in trained if s % training.log_every_steps]
     odd_val = [
-        s for s in record.series.get("val/loss", Series()).steps if s % training.validate_every_steps and s not in ends
+        s
+        for s in record.series.get(Metric.VAL_LOSS, Series()).steps
+        if s % training.validate_every_steps and s not in ends
     ]
     known = ends | {record.last_step}
     odd_val = [s for s in odd_val if s not in known]
@@ -179,7 +182,7 @@ def _parameters_can_be(record: DiagnosedRun) -> Iterator[Suspicion]:
     assert record.config is not None
     counts = [
         int(e["trainable_parameters"])
-        for e in record.events_named("stage_started", "unfrozen")
+        for e in record.events_named(Event.STAGE_STARTED, Event.UNFROZEN)
         if "trainable_parameters" in e
     ]
     model = record.config.model
@@ -190,7 +193,7 @@ def _parameters_can_be(record: DiagnosedRun) -> Iterator[Suspicion]:
     if max(counts) > total:
         evidence = f"The log speaks of {max(counts):,} trainable parameters; the configured model has {total:,}."
         yield suspect("unprovenanced_log", evidence, support=0.8, about="parameters")
-    for event in record.events_named("unfrozen"):
+    for event in record.events_named(Event.UNFROZEN):
         if event.get("trainable_before") == event.get("trainable_parameters"):
             evidence = (
                 f"{', '.join(event['components'])} was released at step {event['step']}, but the count of trainable "

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, jump_after, middle, suspect
 from sottovoce.models.compose import DecoderModel
+from sottovoce.runs.names import Event, Metric
 from sottovoce.runs.record import Series
 from sottovoce.training.branches import BRANCHES, CTC, TRANSDUCER
 
@@ -22,7 +23,7 @@ RELEASED_STEPS: Final = 50
 
 def released_part_stands_still(record: DiagnosedRun) -> Iterator[Suspicion]:
     """B1: after a stage change or a release the new part's loss does not move while CTC's does."""
-    for event in record.events_named("unfrozen", "stage_started"):
+    for event in record.events_named(Event.UNFROZEN, Event.STAGE_STARTED):
         step = int(event["step"])
         for branch in BRANCHES.values():
             component = branch.component
@@ -53,7 +54,7 @@ def _share_left(series: Series) -> float:
 def held_back_part_is_computed(record: DiagnosedRun) -> Iterator[Suspicion]:
     """B3: the loss of a part that is still frozen is recorded, so that its forward pass ran."""
     warmup = record.config.training.rnnt_warmup_batches if record.config else 0
-    released = [int(e["step"]) for e in record.events_named("unfrozen") if "rnnt_decoder" in e["components"]]
+    released = [int(e["step"]) for e in record.events_named(Event.UNFROZEN) if "rnnt_decoder" in e["components"]]
     holding = [b for b in record.stages if b.weights.get("rnnt")]
     if not warmup or not holding:
         return
@@ -70,10 +71,10 @@ def held_back_part_is_computed(record: DiagnosedRun) -> Iterator[Suspicion]:
 
 def moments_were_lost(record: DiagnosedRun) -> Iterator[Suspicion]:
     """B5: Adam has counted fewer steps than the weights have moved; or, without a checkpoint, the loss jumped."""
-    changes = record.events_named("stage_started", "unfrozen", "resumed")
+    changes = record.events_named(Event.STAGE_STARTED, Event.UNFROZEN, Event.RESUMED)
     saved = record.checkpoints.get("last")
     always = record.stages and all("encoder" in b.event["components"] and _recognises(b.weights) for b in record.stages)
-    if saved and saved.optimizer_steps and always and not record.events_named("rolled_back"):
+    if saved and saved.optimizer_steps and always and not record.events_named(Event.ROLLED_BACK):
         counts = [n for name, n in saved.optimizer_steps.items() if DecoderModel.component_of(name) == "encoder"]
         counted = max(counts, default=0)
         updates = int(saved.progress.get("updates", counted))
@@ -93,7 +94,7 @@ def moments_were_lost(record: DiagnosedRun) -> Iterator[Suspicion]:
     if saved and saved.optimizer_steps and always:
         return
     for event in changes:
-        if event["event"] != "resumed" and (jump := jump_after(record.metric(CTC.metric), int(event["step"]))):
+        if event["event"] != Event.RESUMED and (jump := jump_after(record.metric(CTC.metric), int(event["step"]))):
             usual, first, step = jump
             evidence = (
                 f"The CTC loss jumped from {usual:.4g} to {first:.4g} at step {step}, right after {_called(event)}."
@@ -107,35 +108,35 @@ def _recognises(weights: dict[str, float]) -> bool:
 
 def _called(event: dict[str, Any]) -> str:
     names = {
-        "resumed": "the run was resumed",
-        "unfrozen": f"{', '.join(event.get('components', ()))} was released",
-        "stage_started": f"stage {event.get('stage')} began",
+        Event.RESUMED: "the run was resumed",
+        Event.UNFROZEN: f"{', '.join(event.get('components', ()))} was released",
+        Event.STAGE_STARTED: f"stage {event.get('stage')} began",
     }
     return names[event["event"]]
 
 
 def continuation_is_complete(record: DiagnosedRun) -> Iterator[Suspicion]:
     """I2: the loss jumps, a stage begins again, or steps are missing or repeated where a run was resumed."""
-    resumed = [int(event["step"]) for event in record.events_named("resumed")]
+    resumed = [int(event["step"]) for event in record.events_named(Event.RESUMED)]
     if not resumed:
         return
     for step in resumed:
-        if jump := jump_after(record.metric("train/ctc_loss"), step):
+        if jump := jump_after(record.metric(Metric.CTC_LOSS), step):
             evidence = (
                 f"Resumed at step {step}: the CTC loss jumped from {jump[0]:.4g} to {jump[1]:.4g} at step {jump[2]}."
             )
             yield suspect("incomplete_resume", evidence, step=step, support=0.7, about="jump")
             break
-    begun = [str(event["stage"]) for event in record.events_named("stage_started")]
+    begun = [str(event["stage"]) for event in record.events_named(Event.STAGE_STARTED)]
     if again := [name for name in begun if begun.count(name) > 1]:
         evidence = f"Stage {again[0]} began {begun.count(again[0])} times; the run was resumed at step {resumed[-1]}."
         yield suspect("incomplete_resume", evidence, step=resumed[-1], support=0.95)
-    steps = [int(line["step"]) for line in record.metrics if line["name"] == "train/loss"]
+    steps = [int(line["step"]) for line in record.metrics if line["name"] == Metric.TRAIN_LOSS]
     counts = Counter(steps)
     if repeated := [s for s, count in counts.items() if count > 1]:
         evidence = f"Step {repeated[0]} is recorded {counts[repeated[0]]} times; resumed at step {resumed[-1]}."
         yield suspect("incomplete_resume", evidence, step=resumed[-1], support=0.9)
-    skipped = {int(event["step"]) for event in record.events_named("step_skipped", "rolled_back")}
+    skipped = {int(event["step"]) for event in record.events_named(Event.STEP_SKIPPED, Event.ROLLED_BACK)}
     for step in resumed:
         after = [s for s in steps if s > step]
         if after and after[0] - step > 2 * record.log_every and not skipped & set(range(step, after[0])):
@@ -149,12 +150,12 @@ def stage_ended_at_once(record: DiagnosedRun) -> Iterator[Suspicion]:
     if record.config is None:
         return
     patience = {stage.canonical_name: stage.patience or 1 for stage in record.config.training.stages}
-    for event in record.events_named("stage_finished"):
+    for event in record.events_named(Event.STAGE_FINISHED):
         begun = [b for b in record.stages if b.name == event["stage"]]
         if not begun or event["complete"]:
             continue
         first, last = begun[-1].first, int(event["step"])
-        validations = len(record.metric("val/loss").between(first, last))
+        validations = len(record.metric(Metric.VAL_LOSS).between(first, last))
         if validations <= patience.get(begun[-1].name, 1):
             evidence = (
                 f"Stage {begun[-1].name} ended after {last - first} of "
@@ -173,8 +174,8 @@ def planned_events_happened(record: DiagnosedRun) -> Iterator[Suspicion]:
     wanted = {stage.canonical_name for stage in training.stages if stage.weight_of(TRANSDUCER.name)}
     stages = [b for b in record.stages if b.name in wanted]
     done = sum(b.last - b.first for b in stages)
-    bad = len(record.events_named("step_skipped", "rolled_back"))
-    released = any("rnnt_decoder" in event["components"] for event in record.events_named("unfrozen"))
+    bad = len(record.events_named(Event.STEP_SKIPPED, Event.ROLLED_BACK))
+    released = any("rnnt_decoder" in event["components"] for event in record.events_named(Event.UNFROZEN))
     late = done - bad - training.rnnt_warmup_batches
     due = stages[0].first + training.rnnt_warmup_batches if stages else 0
     runs = bool(record.metric(TRANSDUCER.metric).between(due, float("inf")))

@@ -9,6 +9,7 @@ from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun
 from sottovoce.diagnosis.explainer.rules_learnt import had_time
 from sottovoce.diagnosis.explainer.suspicion import Suspicion, middle, suspect
 from sottovoce.metrics import percent
+from sottovoce.runs.names import Event, Metric
 
 WORSE: Final = 0.3
 """A student may be worse than the mean teacher by this much PER."""
@@ -24,9 +25,12 @@ def student_is_far_from_its_teachers(record: DiagnosedRun) -> Iterator[Suspicion
     """
     if record.config is None or record.config.training.preflight:
         return
-    rates, divergence = record.metric("val/per"), record.metric("train/distillation_loss")
+    rates, divergence = record.metric(Metric.VAL_PER), record.metric(Metric.DISTILLATION_LOSS)
     known = [
-        float(per) for event in record.events_named("taught_by")[:1] for per in event["per"] if isinstance(per, float)
+        float(per)
+        for event in record.events_named(Event.TAUGHT_BY)[:1]
+        for per in event["per"]
+        if isinstance(per, float)
     ]
     if not known or not rates or len(divergence) < 6 or not had_time(record):
         return

@@ -17,6 +17,7 @@ from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
 from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.diagnosis.monitor.updates import EPS_REGIME, RELAPSE
 from sottovoce.diagnosis.thresholds import ABOVE_FLOOR, AT_FLOOR, BLANK, LEFT, OFF_FLOOR
+from sottovoce.runs.names import Metric
 
 FLAT: Final = 0.02
 """A window whose loss fell by less than this share is flat."""
@@ -54,10 +55,14 @@ class Blanks:
             self.sensitivity = now.sample.sensitivity
             self.movement = max(now.sample.update_ratio.values())
         metrics = now.view.record.metrics
-        if now.skipped or not {"train/blank_fraction", "train/ctc_loss"} <= metrics.keys() or self.plan.floor is None:
+        if (
+            now.skipped
+            or not {Metric.TRAIN_BLANK_FRACTION, Metric.CTC_LOSS} <= metrics.keys()
+            or self.plan.floor is None
+        ):
             return
-        blank = metrics["train/blank_fraction"]
-        self.losses = [*self.losses[1 - self.plan.patience :], metrics["train/ctc_loss"]]
+        blank = metrics[Metric.TRAIN_BLANK_FRACTION]
+        self.losses = [*self.losses[1 - self.plan.patience :], metrics[Metric.CTC_LOSS]]
         self._note_blanks(now, blank)
         yield from self._ignores_input(now)
         if len(self.losses) < self.plan.patience or now.updates < self._grace:

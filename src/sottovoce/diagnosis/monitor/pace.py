@@ -10,6 +10,7 @@ from typing import Final
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
 from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
+from sottovoce.runs.names import Metric
 
 WAITING: Final = 0.6
 """Share of its time for which a step waited for its batch."""
@@ -44,14 +45,14 @@ class Pace:
         if kind != self.stage:
             self.stage, self.usual, self.recent = kind, [], []
             self.slow.forget()
-        seconds = now.view.record.metrics.get("train/step_seconds")
+        seconds = now.view.record.metrics.get(Metric.STEP_SECONDS)
         if seconds is None:
             return
         yield from self._waits(now, seconds)
         yield from self._slows(now, seconds)
 
     def _waits(self, now: ObservedStep, seconds: float) -> Iterator[Finding]:
-        wait = now.view.record.metrics.get("train/data_wait_seconds")
+        wait = now.view.record.metrics.get(Metric.DATA_WAIT_SECONDS)
         if wait is None:
             return
         self.waits = [*self.waits[1 - self.starved.window :], wait]

@@ -11,6 +11,7 @@ from typing import Final
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.diagnosis.thresholds import AT_FLOOR, OFF_FLOOR
+from sottovoce.runs.names import Metric
 
 NEARBY: Final = 0.5
 """Largest sampled ‖Δw‖/‖w‖ times the run's steps: below it the weights end near where they began, whatever the path.
@@ -67,9 +68,9 @@ class Reach:
             before = math.hypot(*(self.start[component] for component in sample.size))
             self.shrunk = math.hypot(*sample.size.values()) / before if before else 1.0
             self.rate_decides = sample.sensitivity < TRUE_ADAM and sample.swallowed < 0.5
-        if "train/ctc_loss" not in metrics or self.plan.floor is None:
+        if Metric.CTC_LOSS not in metrics or self.plan.floor is None:
             return
-        self.losses = [*self.losses[1 - self.plan.window :], metrics["train/ctc_loss"]]
+        self.losses = [*self.losses[1 - self.plan.window :], metrics[Metric.CTC_LOSS]]
         if len(self.losses) == self.plan.window:
             yield from self._judge(now, statistics.median(self.losses), self.plan.floor)
 

@@ -12,6 +12,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.hysteresis import Hysteresis
 from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.diagnosis.thresholds import FEWEST_SPIKES, INCIDENT_WINDOW, SPIKE, SPIKE_WINDOW
+from sottovoce.runs.names import Metric
 
 CLIPPED_SHARE: Final = 0.95
 """Of the steps of a window (row B4)."""
@@ -79,8 +80,8 @@ class Updates:
             return
         self.factors = [*self.factors[1 - self.plan.window :], now.clip_factor]
         self.clipped.update(now.clip_factor < STRONG_CLIP)
-        if "train/ctc_loss" in now.view.record.metrics:
-            self.losses = [*self.losses[1 - self.plan.window :], now.view.record.metrics["train/ctc_loss"]]
+        if Metric.CTC_LOSS in now.view.record.metrics:
+            self.losses = [*self.losses[1 - self.plan.window :], now.view.record.metrics[Metric.CTC_LOSS]]
         sample = now.sample
         if sample is not None and any(group["lr"] for group in now.view.optimizer.param_groups):
             self.sensitivity = sample.sensitivity

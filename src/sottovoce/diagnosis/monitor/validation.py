@@ -11,6 +11,7 @@ from typing import Final
 from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.monitor.plan import ObservedStep, Plan, monitored
 from sottovoce.diagnosis.thresholds import AT_FLOOR, EVALUATIONS, HIGH_RATE, LEARNT_SHARE
+from sottovoce.runs.names import VAL, Metric, validation_rate
 from sottovoce.training.step import StepComputer
 
 NOISE_WIDTHS: Final = 2.0
@@ -46,14 +47,14 @@ class Validations:
             self.stage, self.values = now.view.stage, []
         groups = now.view.optimizer.param_groups
         self.factor = max((group["lr"] / group["peak_lr"] for group in groups if "peak_lr" in group), default=0.0)
-        if not now.skipped and "train/ctc_loss" in now.view.record.metrics:
-            self.losses.append(now.view.record.metrics["train/ctc_loss"])
+        if not now.skipped and Metric.CTC_LOSS in now.view.record.metrics:
+            self.losses.append(now.view.record.metrics[Metric.CTC_LOSS])
 
     @property
     def metric(self) -> str:
         """The name of what selects."""
         stage = self.plan.stage(self.stage).config if self.stage else None
-        return f"val/{(stage.metric if stage else None) or self.plan.config.training.selection_metric}"
+        return validation_rate((stage.metric if stage else None) or self.plan.config.training.selection_metric)
 
     def validated(self, step: int, values: Mapping[str, float]) -> Iterator[Finding]:
         """After every validation."""
@@ -61,19 +62,19 @@ class Validations:
         if value is None or not math.isfinite(value):
             if "metric_missing" not in self.reported:
                 self.reported.append("metric_missing")
-                there = ", ".join(sorted(name.removeprefix("val/") for name in values))
+                there = ", ".join(sorted(name.removeprefix(VAL) for name in values))
                 yield monitored(
                     "metric_missing",
                     f"{self.metric} is {'absent' if value is None else value} at step {step}; there are {there}.",
                     step,
                 )
             return
-        value = -value if self.metric == "val/wra" else value
+        value = -value if self.metric == Metric.VAL_WRA else value
         self.pending = [step, value]
         train = statistics.median(self.losses) if self.losses else math.nan
         self.losses = []
         if math.isfinite(train):
-            self.values.append([step, value, values.get("val/loss", math.nan), train])
+            self.values.append([step, value, values.get(Metric.VAL_LOSS, math.nan), train])
             yield from self._degradation(step) if self._below_floor else self._unlike(step, train)
 
     @property
@@ -105,7 +106,7 @@ class Validations:
         if not all(entry[1] > best[1] + self._noise(best[1]) for entry in last):
             return
         train, val_loss = last[-1][3], last[-1][2]
-        name = self.metric.removeprefix("val/")
+        name = self.metric.removeprefix(VAL)
         what = (
             f"{name} {abs(best[1]):.3f} at step {best[0]:.0f}, {', '.join(f'{abs(e[1]):.3f}' for e in last)} since; "
             f"training loss {best[3]:.3g} then, {train:.3g} now; validation loss {best[2]:.3g} then, {val_loss:.3g} now"
@@ -122,7 +123,7 @@ class Validations:
             )
 
     def _noise(self, rate: float) -> float:
-        if self.metric == "val/wra" or not self.plan.num_val_labels:
+        if self.metric == Metric.VAL_WRA or not self.plan.num_val_labels:
             return 0.05
         p = min(max(rate, 0.01), 0.99)
         return NOISE_WIDTHS * math.sqrt(2 * p * (1 - p) / self.plan.num_val_labels)

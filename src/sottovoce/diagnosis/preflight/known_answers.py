@@ -30,6 +30,7 @@ from sottovoce.diagnosis.preflight.symbols import symbol_answers, texts_agree
 from sottovoce.diagnosis.preflight.transducer import transducer_answers
 from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.metrics import error_rates
+from sottovoce.runs.names import Metric
 
 CLOSE: Final = 1e-6
 """Rates of small counts are exact to this."""
@@ -92,8 +93,8 @@ def validated_rates(untrained: UntrainedRun) -> Iterator[Finding]:
     last = places[-1]
     share = len(labels[last]) / sum(map(len, labels.values()))
     what = f"validation gives a model that {{}} a PER of {{{{}}}} ({len(places)} trials)"
-    yield from _judged(rehearsed(untrained, blank).get("val/per"), 1.0, what.format("says nothing"))
-    mixed = rehearsed(untrained, labels | {last: ()}).get("val/per")
+    yield from _judged(rehearsed(untrained, blank).get(Metric.VAL_PER), 1.0, what.format("says nothing"))
+    mixed = rehearsed(untrained, labels | {last: ()}).get(Metric.VAL_PER)
     yield from _judged(mixed, share, what.format("says nothing in the last trial and is right in the others"))
 
 

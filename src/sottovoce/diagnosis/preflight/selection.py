@@ -13,6 +13,8 @@ from sottovoce.core.findings import Finding
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.known_outputs import labels_of, rehearsal_trials, rehearsed
 from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
+from sottovoce.evaluation.scoring import METRICS
+from sottovoce.runs.names import Metric, validation_rate
 
 MOST_READ: Final = 64
 """Signals read to look for copies; only trials of equal length and labels are candidates at all."""
@@ -73,7 +75,7 @@ def selection_metrics(untrained: UntrainedRun) -> Iterator[Finding]:
     """The metric of the run, and that of each stage, comes out of validation and is a number."""
     prepared, loop = untrained.prepared, untrained.loop
     default = prepared.config.training.selection_metric
-    wanted = {f"val/{stage.config.metric or default}": stage.name for stage in prepared.curriculum.stages}
+    wanted = {validation_rate(stage.config.metric or default): stage.name for stage in prepared.curriculum.stages}
     if not loop.validation.indices:
         yield found(
             "metric_missing",
@@ -93,7 +95,7 @@ def selection_metrics(untrained: UntrainedRun) -> Iterator[Finding]:
         except (DataError, ConfigurationError) as error:
             yield found("metric_missing", f"Validation cannot be scored: {error}.", "preflight")
             return
-        bad = [name for name in (*wanted, "val/loss") if not math.isfinite(values.get(name, math.nan))]
+        bad = [name for name in (*wanted, Metric.VAL_LOSS) if not math.isfinite(values.get(name, math.nan))]
         if bad:
             whose = f"stage {wanted[bad[0]]} selects by" if bad[0] in wanted else "ties are decided by"
             got = "is not among" if bad[0] not in values else f"is {values[bad[0]]} in"
@@ -107,5 +109,5 @@ def selection_metrics(untrained: UntrainedRun) -> Iterator[Finding]:
 
 
 def _other_metric(values: dict[str, float]) -> str:
-    there = [name.removeprefix("val/") for name in ("val/per", "val/wer", "val/cer", "val/wra") if name in values]
+    there = [name for name in METRICS if validation_rate(name) in values]
     return f"training.selection_metric={there[0]}" if there else ""

@@ -14,6 +14,7 @@ from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.first_found import first_found
 from sottovoce.diagnosis.preflight.known_outputs import labels_of, rehearsal_trials, rehearsed, spoken_logits
 from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
+from sottovoce.runs.names import Metric
 from sottovoce.training.branches import CTC
 
 OFFSETS: Final = (-2, -1, 1, 2)
@@ -98,7 +99,7 @@ def texts_agree(untrained: UntrainedRun) -> Iterator[Finding]:
         labels = labels_of(untrained, places)
         if not places:
             continue
-        wer = rehearsed(untrained, labels).get("val/wer")
+        wer = rehearsed(untrained, labels).get(Metric.VAL_WER)
         if wer is None or wer <= BETTER:
             continue
         others = {offset: _wer_shifted(untrained, labels, offset, num_symbols) for offset in OFFSETS}
@@ -115,7 +116,7 @@ def _wer_shifted(untrained: UntrainedRun, labels: Mapping[int, Sequence[int]], o
     """Word error rate of the labels moved by `offset`, round the table and past the blank."""
     ids = [i for i in range(num_symbols) if i != untrained.computer.blank]
     moved = {symbol: ids[(place + offset) % len(ids)] for place, symbol in enumerate(ids)}
-    return rehearsed(untrained, {i: [moved[s] for s in symbols] for i, symbols in labels.items()})["val/wer"]
+    return rehearsed(untrained, {i: [moved[s] for s in symbols] for i, symbols in labels.items()})[Metric.VAL_WER]
 
 
 def _nats(

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from sottovoce.losses.ctc import ctc_loss
+from sottovoce.runs.names import Metric
 from sottovoce.training.branches.branch import Branch, Functions, PartInputs
 
 
@@ -36,7 +37,7 @@ def _adjust(
 CTC: Final = Branch(
     name="ctc",
     component="ctc_decoder",
-    metric="train/ctc_loss",
+    metric=Metric.CTC_LOSS,
     compute=_nats,
     functions=MappingProxyType({"ctc_loss": ctc_loss}),
     default_weight=1.0,

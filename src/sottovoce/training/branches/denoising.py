@@ -7,6 +7,7 @@ from typing import Final
 import torch
 
 from sottovoce.losses.flow_matching import CorruptionConfig, corrupt, draw_times, flow_matching_loss
+from sottovoce.runs.names import Metric
 from sottovoce.training.branches.branch import Branch, Functions, PartInputs
 
 
@@ -22,7 +23,7 @@ def _nats(inputs: PartInputs, settings: CorruptionConfig, functions: Functions) 
 DENOISING: Final = Branch(
     name="denoise",
     component="flow_bridge",
-    metric="train/flow_loss",
+    metric=Metric.FLOW_LOSS,
     compute=_nats,
     unit="trial",
     section="training.corruption",

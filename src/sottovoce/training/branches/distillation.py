@@ -9,6 +9,7 @@ import torch
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.losses.distillation import distillation_loss
+from sottovoce.runs.names import Metric
 from sottovoce.training.branches.branch import Branch, Functions, PartInputs
 from sottovoce.training.teachers import DistillationConfig
 
@@ -34,7 +35,7 @@ def _nats(inputs: PartInputs, settings: DistillationConfig, functions: Functions
 DISTILLATION: Final = Branch(
     name="distillation",
     component="ctc_decoder",
-    metric="train/distillation_loss",
+    metric=Metric.DISTILLATION_LOSS,
     compute=_nats,
     functions=MappingProxyType({"distillation_loss": distillation_loss}),
     section="training.distillation",

@@ -8,6 +8,7 @@ import torch
 
 from sottovoce.losses.speaking_mode import speaking_mode_loss
 from sottovoce.models.speaking_mode import SpeakingModeConfig
+from sottovoce.runs.names import Metric
 from sottovoce.training.branches.branch import Branch, Functions, PartInputs
 
 
@@ -21,7 +22,7 @@ def _nats(inputs: PartInputs, settings: SpeakingModeConfig, functions: Functions
 SPEAKING_MODE: Final = Branch(
     name="mode",
     component="mode_head",
-    metric="train/mode_loss",
+    metric=Metric.MODE_LOSS,
     compute=_nats,
     unit="trial",
     section="model.speaking_mode",

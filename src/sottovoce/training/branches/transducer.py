@@ -10,6 +10,7 @@ import torch
 
 from sottovoce.losses.fused_joint import fused_transducer_loss
 from sottovoce.losses.transducer import transducer_loss
+from sottovoce.runs.names import Metric
 from sottovoce.training.branches.branch import Branch, Functions, PartInputs
 
 SMALLEST_LENGTH_SCALE: Final = 5.0
@@ -61,7 +62,7 @@ def _adjust(
 TRANSDUCER: Final = Branch(
     name="rnnt",
     component="rnnt_decoder",
-    metric="train/transducer_loss",
+    metric=Metric.TRANSDUCER_LOSS,
     compute=_nats,
     functions=MappingProxyType({"fused_transducer_loss": fused_transducer_loss, "transducer_loss": transducer_loss}),
     section="training.loss_scaling",
