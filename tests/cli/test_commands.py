@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
@@ -27,9 +28,10 @@ def run_dir(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "small"
 
 
-def json_of(capsys: pytest.CaptureFixture[str]) -> dict:
+def json_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """Everything on stdout, which must be one JSON object."""
-    return json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
 
 
 def test_train_prints_the_run_last(tiny_t15: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

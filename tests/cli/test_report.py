@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def arguments(*words: str) -> argparse.Namespace:
     return build_parser().parse_args(["report", *words])
 
 
-def test_it_names_the_file(tmp_path, capsys):
+def test_it_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     RunDirectory(tmp_path).write()
     chosen = arguments(str(tmp_path), "--json")
     assert chosen.run(chosen) == 0
@@ -32,6 +33,6 @@ def test_it_names_the_file(tmp_path, capsys):
     assert capsys.readouterr().out == f"report: {path}\n"
 
 
-def test_a_directory_that_is_no_run(tmp_path):
+def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is empty"):
         report.run(arguments(str(tmp_path)))

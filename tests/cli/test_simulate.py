@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def run(*words: str) -> int:
 SMALL = ("--sessions", "2", "--trials", "3", "--electrodes", "4", "--seed", "7")
 
 
-def test_json_is_one_object_and_nothing_else(tmp_path, capsys):
+def test_json_is_one_object_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(tmp_path / "d"), "--layout", "t15", *SMALL, "--val-trials", "2", "--json") == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -37,14 +38,14 @@ def test_json_is_one_object_and_nothing_else(tmp_path, capsys):
     }
 
 
-def test_a_person_reads_one_line(tmp_path, capsys):
+def test_a_person_reads_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(str(tmp_path / "d"), *SMALL)
     out = capsys.readouterr().out
     assert out.startswith(f"{tmp_path / 'd'}: 8 trials (6 train, 1 val, 1 test) in 2 sessions, 8 features, ")
     assert out.endswith(" min, seed 7\n")
 
 
-def test_options_reach_the_settings(tmp_path):
+def test_options_reach_the_settings(tmp_path: Path) -> None:
     options = ("--snr", "2.5", "--drift", "0.5", "--dead-fraction", "0.1", "--block-trials", "2")
     run(str(tmp_path), *SMALL, *options, "--test-trials", "0", "--bins-per-phoneme", "9")
     assert json.loads((tmp_path / "sim_config.json").read_text())["settings"] == {
@@ -62,7 +63,7 @@ def test_options_reach_the_settings(tmp_path):
     }
 
 
-def test_bad_values_are_named(tmp_path):
+def test_bad_values_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="trials=-3"):
         run(str(tmp_path), "--trials", "-3")
     with pytest.raises(ConfigurationError, match="sessions=0"):
@@ -71,14 +72,14 @@ def test_bad_values_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["t12", "uaspeech", "T15"])
-def test_unknown_layouts_are_refused(tmp_path, capsys, layout):
+def test_unknown_layouts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str) -> None:
     with pytest.raises(SystemExit) as stop:
         run(str(tmp_path), "--layout", layout)
     assert stop.value.code == 2
     assert f"invalid choice: '{layout}'" in capsys.readouterr().err
 
 
-def test_overwrite_is_asked_for(tmp_path):
+def test_overwrite_is_asked_for(tmp_path: Path) -> None:
     run(str(tmp_path), *SMALL)
     with pytest.raises(DataError, match="--overwrite"):
         run(str(tmp_path), *SMALL)

@@ -70,7 +70,7 @@ def test_public_names_exist() -> None:
         assert name in dir(sottovoce)
         assert callable(getattr(sottovoce, name))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        _ = sottovoce.trian  # type: ignore[attr-defined]
+        _ = sottovoce.trian
 
 
 def test_benchmarks_exist() -> None:

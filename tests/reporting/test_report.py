@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -24,15 +25,15 @@ class Balance(HTMLParser):
         super().__init__()
         self.open: list[str] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
 
-def page_of(run_dir) -> str:
+def page_of(run_dir: Path) -> str:
     page = write_report(run_dir).read_text(encoding="utf-8")
     parser = Balance()
     parser.feed(page)
@@ -41,7 +42,7 @@ def page_of(run_dir) -> str:
     return page
 
 
-def test_a_finished_run(evaluated_dir):
+def test_a_finished_run(evaluated_dir: Path) -> None:
     page = page_of(evaluated_dir)
     assert write_report(evaluated_dir).read_text(encoding="utf-8") == page
     # 1 substitution, 1 deletion and 1 insertion, 7 deletions of 4 × 7 symbols
@@ -71,7 +72,7 @@ def test_a_finished_run(evaluated_dir):
     assert set(re.findall(r"var\((--[a-z0-9-]+)\)", page)) <= set(re.findall(r"(--[a-z0-9-]+):", STYLE))
 
 
-def test_words_and_several_evaluations(run_dir):
+def test_words_and_several_evaluations(run_dir: Path) -> None:
     add_evaluation(run_dir, "greedy")
     add_evaluation(run_dir, "words", text="the cat")
     page = page_of(run_dir)
@@ -82,7 +83,7 @@ def test_words_and_several_evaluations(run_dir):
     assert f"<code>sottovoce evaluate {run_dir}</code>" in page  # for the missing examples
 
 
-def test_a_run_that_was_killed_before_any_evaluation(run_dir):
+def test_a_run_that_was_killed_before_any_evaluation(run_dir: Path) -> None:
     (run_dir / "events.jsonl").unlink()
     (run_dir / "config.yaml").write_text(CONFIG.replace("steps: 200", "steps: 5000"))
     page = page_of(run_dir)
@@ -93,14 +94,14 @@ def test_a_run_that_was_killed_before_any_evaluation(run_dir):
     assert 'id="trials"' not in page
 
 
-def test_an_aborted_run_says_so(run_dir):
+def test_an_aborted_run_says_so(run_dir: Path) -> None:
     add_lines(run_dir / "events.jsonl", [{"step": 199, "event": "run_failed", "message": "out of memory"}])
     assert "failed after step 199" in write_report(run_dir).read_text(encoding="utf-8")
     add_lines(run_dir / "events.jsonl", [{"step": 200, "event": "run_aborted", "code": "nonfinite_gradient"}])
     assert "aborted at step 200" in page_of(run_dir)
 
 
-def test_a_run_without_any_metric(tmp_path):
+def test_a_run_without_any_metric(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
     page = page_of(tmp_path)
     assert "No metrics yet" in page
@@ -108,7 +109,7 @@ def test_a_run_without_any_metric(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_what_is_behind_it(scheme):
+def test_text_stands_out_from_what_is_behind_it(scheme: str) -> None:
     light, dark = (dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", part)) for part in STYLE.split("@media", 2)[:2])
     colours = light if scheme == "light" else light | dark
 
@@ -124,7 +125,7 @@ def test_text_stands_out_from_what_is_behind_it(scheme):
         assert (high + 0.05) / (low + 0.05) >= 4.5, f"{front} on {back} in {scheme}: WCAG asks for 4.5"
 
 
-def test_a_curriculum_shows_its_stages_its_branches_and_what_became_of_the_bridge(run_dir):
+def test_a_curriculum_shows_its_stages_its_branches_and_what_became_of_the_bridge(run_dir: Path) -> None:
     stages = [{"step": step, "event": "stage_started", "stage": name} for step, name in ((0, "first"), (100, "second"))]
     measured = {"step": 200, "event": "flow_bridge_measured", "used": False, "with_bridge": 0.2, "without": 0.15}
     add_lines(run_dir / "events.jsonl", [*stages, measured])

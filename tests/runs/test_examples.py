@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ def make_examples() -> Examples:
     return Examples("val", "greedy", "letters", 80.0, (best, worst))
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path: Path) -> None:
     written = make_examples()
     path = write_examples(tmp_path, written)
     assert path == tmp_path / "evaluation" / "examples.val.npz"
@@ -28,7 +30,7 @@ def test_round_trip(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["examples.val.npz"]
 
 
-def test_another_file_is_refused(tmp_path):
+def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "examples.val.npz"
     np.savez(path, other=np.zeros(3))
     with pytest.raises(CheckpointError, match="does not hold examples"):
