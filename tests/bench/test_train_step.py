@@ -9,6 +9,8 @@ from sottovoce.bench import train_step
 from sottovoce.bench.rows import Row
 from sottovoce.bench.train_step import RandomTrials, Shape, bench_train_step
 from sottovoce.cli.main import main
+from sottovoce.data.loading import PreparedTrials
+from sottovoce.training.composition import compose_config
 
 pytestmark = pytest.mark.slow
 
@@ -43,10 +45,10 @@ def test_batches_are_equal_work() -> None:
 
 def test_the_published_forward_pass_gives_our_logits() -> None:
     shape = Shape(2, 5, 6, batch=4, bins=40)
-    config = train_step.compose_config(
+    config = compose_config(
         ["recipe=demo", "data.data_root=memory", "preprocessor.num_channels=6", "model.gru.units=5"]
     )
-    contestant = train_step._Published(config, train_step.PreparedTrials(RandomTrials(shape), 1, 6, cache=True))
+    contestant = train_step._Published(config, PreparedTrials(RandomTrials(shape), 1, 6, cache=True))
     contestant.model.eval()
     batch = contestant.batch
     ours, _ = contestant.model(batch.signal, batch.lengths_B, batch.session_B)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sottovoce.bench import transducer_loss
+from sottovoce.bench.memory import in_new_process
 from sottovoce.bench.transducer_loss import JOINTS, LOSSES, Inputs, Shape, bench_transducer_loss
 from sottovoce.cli.main import main
 
 pytestmark = pytest.mark.slow
 
-MEASURE = transducer_loss.in_new_process
 SMALL = Shape(2, 6, 3, 5, units=4)
 
 
@@ -42,7 +42,7 @@ def test_contestants_compute_the_same_loss() -> None:
 
 
 def test_the_memory_of_the_yardstick_is_its_temporaries_and_its_gradient() -> None:
-    measured = MEASURE(transducer_loss.extra_memory, "yardstick", Shape(2, 200, 20, 250))  # 8 MiB of logits
+    measured = in_new_process(transducer_loss.extra_memory, "yardstick", Shape(2, 200, 20, 250))  # 8 MiB of logits
     if measured is None:
         pytest.skip("this system does not tell a process its peak memory (no /proc/self/clear_refs)")
     assert 8.0 <= measured < 40.0

@@ -15,7 +15,7 @@ from sottovoce.data.sampling import BatchPlan
 class Counting:
     """Trials whose values tell which trial they are; counts the reads."""
 
-    sessions = ("a", "b")
+    sessions: tuple[str, ...] = ("a", "b")
 
     def __init__(self, count: int = 24) -> None:
         self.trials = tuple(

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -7,23 +9,20 @@ LENGTHS = np.random.default_rng(0).integers(100, 500, 60)
 SESSIONS = np.repeat([0, 1, 2, 3], [30, 20, 9, 1])
 
 
-def plan(**changes: object) -> BatchPlan:
-    settings = {
-        "lengths": LENGTHS, "sessions": SESSIONS, "trials": np.arange(60) + 1000, "batch_size": 8,
-        "sessions_per_batch": 0, "bucketing": False, "seed": 5,
-    }  # fmt: skip
-    return BatchPlan(**(settings | changes))
+def plan(*, batch_size: int = 8, sessions_per_batch: int = 0, bucketing: bool = False, seed: int = 5) -> BatchPlan:
+    trials = np.arange(60) + 1000
+    return BatchPlan(LENGTHS, SESSIONS, trials, batch_size, sessions_per_batch, bucketing, seed=seed)
 
 
 @pytest.mark.parametrize("bucketing", [False, True])
 @pytest.mark.parametrize("sessions_per_batch", [0, 2])
 def test_a_step_does_not_depend_on_the_steps_before(bucketing: bool, sessions_per_batch: int) -> None:
-    settings = {"bucketing": bucketing, "sessions_per_batch": sessions_per_batch}
-    in_order = [plan(**settings).step(n).tolist() for n in range(20)]
-    one = plan(**settings)
+    asked = partial(plan, bucketing=bucketing, sessions_per_batch=sessions_per_batch)
+    in_order = [asked().step(n).tolist() for n in range(20)]
+    one = asked()
     assert [one.step(n).tolist() for n in range(20)] == in_order
-    assert plan(**settings).step(17).tolist() == in_order[17]
-    assert plan(**settings, seed=6).step(17).tolist() != in_order[17]
+    assert asked().step(17).tolist() == in_order[17]
+    assert asked(seed=6).step(17).tolist() != in_order[17]
 
 
 def test_every_trial_once_before_any_again() -> None:

@@ -6,6 +6,8 @@ import csv
 import json
 from collections import defaultdict
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,31 +20,34 @@ from sottovoce.data.simulate.articulation import LEAD_IN_BINS, LEAD_OUT_BINS, SI
 from sottovoce.data.simulate.lexicon import pronounce
 from sottovoce.data.simulate.sentences import sentences_of
 from sottovoce.data.simulate.settings import SimulationSettings
-from sottovoce.data.simulate.simulation import simulate_t15
+from sottovoce.data.simulate.simulation import SimulationSummary, simulate_t15
 
 SETTINGS = SimulationSettings(
     sessions=3, trials=12, val_trials=4, test_trials=3, seed=3, electrodes=16, block_trials=5, dead_fraction=0.3
 )
+Simulated = tuple[Path, SimulationSummary, list[tuple[int, int]]]
+"""The folder, what was reported at the end, and the progress on the way."""
+Trials = dict[tuple[str, str, str], tuple[dict[str, Any], dict[str, Any]]]
+"""(session, split, key) to (attributes, data sets) of every trial."""
 SESSIONS = ("t15.2023.08.11", "t15.2023.08.13", "t15.2023.08.18")
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     directory = tmp_path_factory.mktemp("t15")
-    calls = []
+    calls: list[tuple[int, int]] = []
     summary = simulate_t15(directory, SETTINGS, lambda done, total: calls.append((done, total)))
     return directory, summary, calls
 
 
 @pytest.fixture(scope="module")
-def truth(simulated):
+def truth(simulated: Simulated) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (simulated[0] / "ground_truth.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def trials(simulated):
-    """(session, split, key) to (attributes, data sets) of every trial."""
-    found = {}
+def trials(simulated: Simulated) -> Trials:
+    found: Trials = {}
     for path in sorted(simulated[0].glob("t15.*/data_*.hdf5")):
         with h5py.File(path, "r") as file:
             for key in file:
@@ -52,7 +57,7 @@ def trials(simulated):
     return found
 
 
-def test_files_and_groups(simulated, trials):
+def test_files_and_groups(simulated: Simulated, trials: Trials) -> None:
     directory, summary, _ = simulated
     assert sorted(path.name for path in directory.iterdir()) == [
         "ground_truth.jsonl",
@@ -72,7 +77,7 @@ def test_files_and_groups(simulated, trials):
     assert summary.sessions == SESSIONS
 
 
-def test_a_labelled_trial_has_the_official_items(trials):
+def test_a_labelled_trial_has_the_official_items(trials: Trials) -> None:
     for (session, split, _), (attributes, data) in trials.items():
         if split == "test":
             continue
@@ -92,14 +97,14 @@ def test_a_labelled_trial_has_the_official_items(trials):
         assert bytes(data["transcription"].astype(np.uint8)).rstrip(b"\0").decode("ascii") == sentence
 
 
-def test_a_test_trial_has_no_label(trials):
+def test_a_test_trial_has_no_label(trials: Trials) -> None:
     for (_, split, _), (attributes, data) in trials.items():
         if split == "test":
             assert set(data) == {"input_features"}
             assert set(attributes) == {"n_time_steps", "session", "block_num", "trial_num"}
 
 
-def test_features_are_whole_finite_and_clipped(trials):
+def test_features_are_whole_finite_and_clipped(trials: Trials) -> None:
     for attributes, data in trials.values():
         features_TC = data["input_features"]
         assert features_TC.dtype == np.float32
@@ -108,14 +113,14 @@ def test_features_are_whole_finite_and_clipped(trials):
         assert np.abs(features_TC).max() <= 10
 
 
-def test_every_target_has_a_ctc_path(trials):
+def test_every_target_has_a_ctc_path(trials: Trials) -> None:
     for attributes, data in trials.values():
         if "seq_len" in attributes:
             labels = data["seq_class_ids"][: attributes["seq_len"]].tolist()
             assert conv_length(int(attributes["n_time_steps"]), 14, 4) >= ctc_frames_needed(labels)
 
 
-def test_ground_truth_names_every_trial_once_in_file_order(truth, trials):
+def test_ground_truth_names_every_trial_once_in_file_order(truth: list[dict[str, Any]], trials: Trials) -> None:
     places = [(record["session"], record["split"], record["trial"]) for record in truth]
     assert sorted(places) == sorted(trials)
     for session in SESSIONS:
@@ -131,7 +136,7 @@ def test_ground_truth_names_every_trial_once_in_file_order(truth, trials):
         assert PHONEMES.encode(pronounce(record["sentence"])) == tuple(record["seq_class_ids"])
 
 
-def test_alignment_covers_the_trial_and_spells_its_labels(truth, trials):
+def test_alignment_covers_the_trial_and_spells_its_labels(truth: list[dict[str, Any]], trials: Trials) -> None:
     for record in truth:
         attributes, _ = trials[record["session"], record["split"], record["trial"]]
         stretches = record["alignment"]
@@ -145,7 +150,7 @@ def test_alignment_covers_the_trial_and_spells_its_labels(truth, trials):
         assert PHONEMES.encode(symbol for symbol, _, _ in stretches[1:-1]) == tuple(record["seq_class_ids"])
 
 
-def test_dead_channels_are_the_channels_that_are_exactly_zero(truth, trials):
+def test_dead_channels_are_the_channels_that_are_exactly_zero(truth: list[dict[str, Any]], trials: Trials) -> None:
     dead = set()
     for record in truth:
         features_TC = trials[record["session"], record["split"], record["trial"]][1]["input_features"]
@@ -158,7 +163,7 @@ def test_dead_channels_are_the_channels_that_are_exactly_zero(truth, trials):
     assert dead
 
 
-def test_a_block_keeps_its_mode_and_counts_its_trials(truth):
+def test_a_block_keeps_its_mode_and_counts_its_trials(truth: list[dict[str, Any]]) -> None:
     modes, places = defaultdict(set), defaultdict(list)
     for record in truth:
         modes[record["session"], record["block"]].add(record["mode"])
@@ -170,7 +175,7 @@ def test_a_block_keeps_its_mode_and_counts_its_trials(truth):
         assert {mode for (s, _), found in modes.items() if s == session for mode in found} == {"silent", "vocalised"}
 
 
-def test_description_joins_on_date_and_block(simulated, truth):
+def test_description_joins_on_date_and_block(simulated: Simulated, truth: list[dict[str, Any]]) -> None:
     with (simulated[0] / "t15_copyTaskData_description.csv").open() as file:
         rows = list(csv.DictReader(file))
     table = {(row["Date"], int(row["Block number"])): row for row in rows}
@@ -185,7 +190,7 @@ def test_description_joins_on_date_and_block(simulated, truth):
     assert table["2023-08-11", 1]["Corpus"] == "Simulated"
 
 
-def test_no_sentence_is_in_two_splits_or_twice_in_one(truth):
+def test_no_sentence_is_in_two_splits_or_twice_in_one(truth: list[dict[str, Any]]) -> None:
     said = defaultdict(list)
     for record in truth:
         said[record["split"]].append(record["sentence"])
@@ -194,7 +199,7 @@ def test_no_sentence_is_in_two_splits_or_twice_in_one(truth):
         assert len(set(sentences)) == len(sentences)
 
 
-def test_progress_and_settings_are_reported(simulated):
+def test_progress_and_settings_are_reported(simulated: Simulated) -> None:
     directory, _, calls = simulated
     assert calls == [(n, 50) for n in range(1, 51)]
     config = json.loads((directory / "sim_config.json").read_text())
@@ -203,18 +208,18 @@ def test_progress_and_settings_are_reported(simulated):
     assert config["settings"]["electrodes"] == 16
 
 
-def test_a_single_session_has_validation_trials(tmp_path):
+def test_a_single_session_has_validation_trials(tmp_path: Path) -> None:
     settings = SimulationSettings(sessions=1, trials=5, electrodes=4)
     simulate_t15(tmp_path / "new" / "folder", settings)
     files = sorted(path.name for path in (tmp_path / "new/folder/t15.2023.08.11").iterdir())
     assert files == ["data_test.hdf5", "data_train.hdf5", "data_val.hdf5"]
 
 
-def _small(directory, **changes):
-    return simulate_t15(directory, SimulationSettings(sessions=1, trials=2, electrodes=4), **changes)
+def _small(directory: Path, overwrite: bool = False) -> SimulationSummary:
+    return simulate_t15(directory, SimulationSettings(sessions=1, trials=2, electrodes=4), overwrite=overwrite)
 
 
-def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
+def test_a_folder_with_anything_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("words")
     with pytest.raises(DataError, match="is not empty"):
         _small(tmp_path)
@@ -223,7 +228,7 @@ def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_overwrite_removes_what_the_simulation_wrote_and_nothing_else(tmp_path):
+def test_overwrite_removes_what_the_simulation_wrote_and_nothing_else(tmp_path: Path) -> None:
     simulate_t15(tmp_path, SimulationSettings(sessions=2, trials=2, electrodes=4))
     for extra in (tmp_path / "notes.txt", tmp_path / "t15.2023.08.13" / "notes.txt"):
         extra.write_text("mine")
@@ -240,8 +245,8 @@ def test_overwrite_removes_what_the_simulation_wrote_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("t15.*.*")) == ["t15.2023.08.11"]
 
 
-def test_an_interrupted_simulation_does_not_look_complete_and_can_be_replaced(tmp_path):
-    def stop(done, total):
+def test_an_interrupted_simulation_does_not_look_complete_and_can_be_replaced(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
@@ -260,7 +265,7 @@ def test_an_interrupted_simulation_does_not_look_complete_and_can_be_replaced(tm
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="is a file"):
         _small(tmp_path / "file")

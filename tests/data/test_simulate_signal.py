@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -26,14 +27,14 @@ def _bytes(directory: Path) -> dict[str, bytes]:
 
 
 def _features(directory: Path, split: str = "train") -> dict[str, np.ndarray]:
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for path in sorted(directory.glob(f"t15.*/data_{split}.hdf5")):
         with h5py.File(path, "r") as file:
             found |= {f"{path.parent.name}/{key}": file[key]["input_features"][()] for key in file}
     return found
 
 
-def _truth(directory: Path) -> list[dict]:
+def _truth(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "ground_truth.jsonl").read_text().splitlines()]
 
 
@@ -57,18 +58,18 @@ def _truth(directory: Path) -> list[dict]:
         ({"bins_per_phoneme": 2.0}, "bins_per_phoneme=2.0"),
     ],
 )
-def test_impossible_settings_are_refused(changes, message):
+def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"simulation: .*{message}"):
         SimulationSettings(**changes)
 
 
-def test_validation_and_test_trials_are_a_fifth_unless_given():
+def test_validation_and_test_trials_are_a_fifth_unless_given() -> None:
     assert SimulationSettings(trials=100).num_val_trials == 20
     assert SimulationSettings(trials=3).num_test_trials == 1
     assert SimulationSettings(trials=3, test_trials=0).num_test_trials == 0
 
 
-def test_equal_settings_give_equal_bytes_and_another_seed_does_not(tmp_path):
+def test_equal_settings_give_equal_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
     settings = SimulationSettings(sessions=2, trials=3, electrodes=8, seed=4)
     for name in ("one", "two"):
         simulate_t15(tmp_path / name, settings)
@@ -79,7 +80,7 @@ def test_equal_settings_give_equal_bytes_and_another_seed_does_not(tmp_path):
     assert not [name for name in one if one[name] == other[name] and name.endswith(".hdf5")]
 
 
-def test_a_trial_depends_on_its_place_only(tmp_path):
+def test_a_trial_depends_on_its_place_only(tmp_path: Path) -> None:
     simulate_t15(tmp_path / "few", SimulationSettings(sessions=1, trials=4, electrodes=8))
     simulate_t15(tmp_path / "many", SimulationSettings(sessions=2, trials=6, electrodes=8))
     few, many = _features(tmp_path / "few"), _features(tmp_path / "many")
@@ -88,7 +89,7 @@ def test_a_trial_depends_on_its_place_only(tmp_path):
         np.testing.assert_array_equal(features_TC, many[place])
 
 
-def test_dates_and_days_without_validation_are_the_official_ones():
+def test_dates_and_days_without_validation_are_the_official_ones() -> None:
     assert len(OFFICIAL_DATES) == 45
     assert sorted(OFFICIAL_DATES) == OFFICIAL_DATES
     assert [OFFICIAL_DATES[i] for i in sorted(TRAIN_ONLY)] == ["2023.08.11", "2024.03.03", "2024.04.25", "2024.04.28"]
@@ -98,13 +99,13 @@ def test_dates_and_days_without_validation_are_the_official_ones():
     assert plan_session(settings, 29).name == "t15.2024.03.08"
 
 
-def test_sentences_repeat_only_after_all_were_said():
+def test_sentences_repeat_only_after_all_were_said() -> None:
     settings = SimulationSettings(sessions=2, trials=30)
     said = [t.sentence for i in range(2) for b in plan_session(settings, i).blocks for t in b.trials]
     assert len(said) == len(set(said)) == 30 + 30 + 6 + 6
 
 
-def test_normaliser_uses_the_twenty_trials_before():
+def test_normaliser_uses_the_twenty_trials_before() -> None:
     generator = np.random.default_rng(0)
     raw = [generator.normal(5, 3, (40, 2)).astype(np.float32) for _ in range(25)]
     normaliser = BlockNormaliser()
@@ -115,14 +116,14 @@ def test_normaliser_uses_the_twenty_trials_before():
     np.testing.assert_allclose(normaliser.normalise(raw[-1]), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_normaliser_clips_and_leaves_constant_channels_at_zero():
+def test_normaliser_clips_and_leaves_constant_channels_at_zero() -> None:
     normaliser = BlockNormaliser()
     normaliser.add(np.array([[0.0, 1.0], [0.0, -1.0]], np.float32))
     scored_TC = normaliser.normalise(np.array([[0.0, 50.0], [0.0, -50.0]], np.float32))
     assert scored_TC.tolist() == [[0.0, 10.0], [0.0, -10.0]]
 
 
-def test_articulation_reaches_its_targets_and_knows_silence():
+def test_articulation_reaches_its_targets_and_knows_silence() -> None:
     symbols = pronounce("Emma.")
     lips, effort = ARTICULATORS.index("lips"), ARTICULATORS.index("effort")
     closed, open_, start = [], [], []
@@ -138,7 +139,7 @@ def test_articulation_reaches_its_targets_and_knows_silence():
     assert np.abs(start).max() < 0.01
 
 
-def test_silent_speech_is_slower_and_unvoiced():
+def test_silent_speech_is_slower_and_unvoiced() -> None:
     symbols, voice = pronounce(all_sentences()[0]), ARTICULATORS.index("voice")
     said = {
         mode: [articulate(symbols, mode, 7.0, numpy_generator(n, "simulation")) for n in range(60)]
@@ -150,7 +151,7 @@ def test_silent_speech_is_slower_and_unvoiced():
     assert strength["silent"] < 0.7 * strength["vocalised"]
 
 
-def test_drift_changes_tuning_step_by_step():
+def test_drift_changes_tuning_step_by_step() -> None:
     settings = SimulationSettings(electrodes=256)
 
     def likeness(drift: float, session: int) -> float:
@@ -167,14 +168,14 @@ def test_drift_changes_tuning_step_by_step():
 
 
 @pytest.fixture(scope="module")
-def medium(tmp_path_factory):
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("medium")
     settings = SimulationSettings(sessions=2, trials=60, val_trials=20, test_trials=0, electrodes=64, snr=3.6)
     simulate_t15(directory, settings)
     return directory
 
 
-def test_features_are_standardised(medium):
+def test_features_are_standardised(medium: Path) -> None:
     features_NC = np.concatenate(list(_features(medium).values()))
     live_NC = features_NC[:, features_NC.any(axis=0)]
     assert abs(float(live_NC.mean())) < 0.05
@@ -182,12 +183,12 @@ def test_features_are_standardised(medium):
     assert np.abs(live_NC.mean(axis=0)).max() < 0.5
 
 
-def test_length_is_that_of_the_sample_data(medium):
+def test_length_is_that_of_the_sample_data(medium: Path) -> None:
     lengths = [len(features_TC) for features_TC in _features(medium).values()]
     assert 270 < np.mean(lengths) < 330
 
 
-def test_speaking_mode_shows_but_not_in_every_trial(medium):
+def test_speaking_mode_shows_but_not_in_every_trial(medium: Path) -> None:
     """A linear read-out of each channel's spread over a trial finds the mode more often than chance, not always."""
     truth = [record for record in _truth(medium) if record["split"] != "test"]
     features = _features(medium) | {f"val/{k}": v for k, v in _features(medium, "val").items()}
@@ -205,7 +206,7 @@ def test_speaking_mode_shows_but_not_in_every_trial(medium):
     assert 0.55 < np.mean(np.sign(x[test] @ weights) == y[test]) < 0.97
 
 
-def test_ridge_needs_tuning(tmp_path, medium):
+def test_ridge_needs_tuning(tmp_path: Path, medium: Path) -> None:
     simulate_t15(tmp_path, SimulationSettings(sessions=1, trials=20, electrodes=64, snr=0.0))
     deaf = ridge_accuracy(tmp_path)
     assert list(deaf.same_session) == ["t15.2023.08.11"]
@@ -216,7 +217,7 @@ def test_ridge_needs_tuning(tmp_path, medium):
     assert 0.05 < heard.chance < 0.12
 
 
-def test_ridge_asks_for_ground_truth_and_validation(tmp_path):
+def test_ridge_asks_for_ground_truth_and_validation(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         ridge_accuracy(tmp_path)
     simulate_t15(tmp_path, SimulationSettings(sessions=1, trials=2, val_trials=0, electrodes=4))
@@ -225,7 +226,7 @@ def test_ridge_asks_for_ground_truth_and_validation(tmp_path):
 
 
 @pytest.mark.slow
-def test_default_difficulty_is_that_of_the_sample_data(tmp_path):
+def test_default_difficulty_is_that_of_the_sample_data(tmp_path: Path) -> None:
     """Same day about 0.5 to 0.6; a decoder of the first day loses from day to day."""
     simulate_t15(tmp_path, SimulationSettings(seed=1))
     measured = ridge_accuracy(tmp_path)

@@ -11,7 +11,7 @@ from sottovoce.data.simulate.lexicon import load_lexicon, pronounce
 from sottovoce.data.simulate.sentences import _readings, all_sentences, sentences_of
 
 
-def test_size_of_the_grammar():
+def test_size_of_the_grammar() -> None:
     sentences = all_sentences()
     assert len(sentences) == len({normalise_text(s) for s in sentences}) >= 2000
     assert len(load_lexicon()) >= 300
@@ -20,12 +20,12 @@ def test_size_of_the_grammar():
     assert max(lengths) <= 14
 
 
-def test_every_word_has_a_pronunciation_and_every_pronunciation_a_use():
+def test_every_word_has_a_pronunciation_and_every_pronunciation_a_use() -> None:
     used = {word for sentence in all_sentences() for word in normalise_text(sentence).split()}
     assert used == set(load_lexicon())
 
 
-def test_every_phoneme_is_used():
+def test_every_phoneme_is_used() -> None:
     used = {phoneme for phonemes in load_lexicon().values() for phoneme in phonemes}
     assert used == set(PHONEMES.printable) - {"|"}
 
@@ -40,20 +40,20 @@ def test_every_phoneme_is_used():
         ("THINK", "TH IH NG K"),
     ],
 )
-def test_pronunciations_are_those_of_cmudict(word, phonemes):
+def test_pronunciations_are_those_of_cmudict(word: str, phonemes: str) -> None:
     assert " ".join(load_lexicon()[word.lower()]) == phonemes
 
 
-def test_a_boundary_follows_every_word():
+def test_a_boundary_follows_every_word() -> None:
     assert " ".join(pronounce("Don't know, Anna.")) == "D OW N T | N OW | AE N AH |"
 
 
-def test_an_unknown_word_is_named():
+def test_an_unknown_word_is_named() -> None:
     with pytest.raises(DataError, match="the word 'zebra'"):
         pronounce("The zebra.")
 
 
-def test_choices_and_slots_are_multiplied_out():
+def test_choices_and_slots_are_multiplied_out() -> None:
     assert _readings("A [red |]<meal> [b|c]") == [
         f"A {colour}{meal} {end}"
         for colour in ("red ", "")
@@ -62,12 +62,12 @@ def test_choices_and_slots_are_multiplied_out():
     ]
 
 
-def test_splits_share_no_sentence_and_leave_none_out():
+def test_splits_share_no_sentence_and_leave_none_out() -> None:
     train, val, test = (set(sentences_of(split)) for split in ("train", "val", "test"))
     assert not train & val and not train & test and not val & test
     assert train | val | test == set(all_sentences())
     assert len(val) == len(test) == len(all_sentences()) // 10
 
 
-def test_sentences_start_with_a_capital_and_end_with_a_mark():
+def test_sentences_start_with_a_capital_and_end_with_a_mark() -> None:
     assert all(s[0].isupper() and s[-1] in ".?" and s.isascii() and "  " not in s for s in all_sentences())

@@ -18,7 +18,7 @@ from sottovoce.runs.reading import read_run
 from sottovoce.training.composition import compose_config
 
 
-def test_files_hold_the_rates_and_every_trial(tmp_path):
+def test_files_hold_the_rates_and_every_trial(tmp_path: Path) -> None:
     trial = Trial("a", "val", "s1", 100, LETTERS.encode("one|two"), "One two!", Path("x.hdf5"))
     hypothesis = Hypothesis(
         LETTERS.encode("one|too"),
@@ -56,7 +56,7 @@ def test_files_hold_the_rates_and_every_trial(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_what_is_written_is_what_the_reader_of_a_run_gives_back(tmp_path):
+def test_what_is_written_is_what_the_reader_of_a_run_gives_back(tmp_path: Path) -> None:
     config = compose_config(["recipe=demo", "data.data_root=data"])
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain(config)))
     trial = Trial("a", "val", "s1", 100, LETTERS.encode("one"), "One", Path("x.hdf5"))

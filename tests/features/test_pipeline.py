@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ LOUD = AugmentationConfig(
 class Trials:
     """Three trials of different lengths."""
 
-    sessions = ("a",)
+    sessions: tuple[str, ...] = ("a",)
 
     def __init__(self, lengths: tuple[int, ...] = (40, 25, 60)) -> None:
         generator = np.random.default_rng(0)
@@ -85,15 +84,15 @@ def test_sizes_of_the_augmentations() -> None:
     trials._signals = [np.zeros((4000, CHANNELS), np.float32)]
     plain = PreprocessorConfig(CHANNELS, smoothing_sigma_bins=0.0)
 
-    def augmented(**settings: float) -> torch.Tensor:
-        pipeline = FeaturePipeline(plain, replace(AugmentationConfig(), **settings))
+    def augmented(augmentation: AugmentationConfig) -> torch.Tensor:
+        pipeline = FeaturePipeline(plain, augmentation)
         return pipeline.train(collate(trials, [0]), draws(0, (0,))).signal[0]
 
-    assert augmented(white_noise_std=0.7).std().item() == pytest.approx(0.7, rel=0.02)
-    offset = augmented(constant_offset_std=0.3)
+    assert augmented(AugmentationConfig(white_noise_std=0.7)).std().item() == pytest.approx(0.7, rel=0.02)
+    offset = augmented(AugmentationConfig(constant_offset_std=0.3))
     assert torch.equal(offset, offset[:1].expand_as(offset))
     assert offset[0].unique().numel() == CHANNELS
-    steps = augmented(random_walk_std=0.1).diff(dim=0)
+    steps = augmented(AugmentationConfig(random_walk_std=0.1)).diff(dim=0)
     assert steps.std().item() == pytest.approx(0.1, rel=0.02)
 
 

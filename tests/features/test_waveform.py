@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,10 @@ from sottovoce.features.waveform import change_speed, perturb_speed, resampled_l
 
 def _generator(row: int) -> torch.Generator:
     return torch.Generator().manual_seed(100 + row)
+
+
+def _other_row(row: int, _: int) -> torch.Generator:
+    return _generator(row)
 
 
 def _tone(num_samples: int, cycles: int) -> torch.Tensor:
@@ -50,7 +55,7 @@ def test_a_trial_is_changed_the_same_whatever_its_batch_mates() -> None:
     assert changed.shape == (3, int(changed_lengths.max()))
     for row, length in enumerate(lengths.tolist()):
         alone, alone_length = perturb_speed(
-            signal[row : row + 1, :length], lengths[row : row + 1], 0.2, lambda _, row=row: _generator(row)
+            signal[row : row + 1, :length], lengths[row : row + 1], 0.2, partial(_other_row, row)
         )
         assert (
             alone_length.item()

@@ -22,14 +22,15 @@ def _inputs(dtype: torch.dtype, num_units: int = 4) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
-def _fused(*inputs: torch.Tensor, blank: int = 0) -> torch.Tensor:
-    return fused_transducer_loss(*inputs[:4], TARGETS, FRAMES, LABELS, blank=blank)
+def _fused(*inputs: torch.Tensor) -> torch.Tensor:
+    encoder, predictor, weight, bias = inputs
+    return fused_transducer_loss(encoder, predictor, weight, bias, TARGETS, FRAMES, LABELS)
 
 
-def _plain(*inputs: torch.Tensor, blank: int = 0) -> torch.Tensor:
+def _plain(*inputs: torch.Tensor) -> torch.Tensor:
     encoder, predictor, weight, bias = inputs
     logits = torch.tanh(encoder[:, :, None] + predictor[:, None]) @ weight.T + bias
-    return transducer_loss(logits, TARGETS, FRAMES, LABELS, blank=blank)
+    return transducer_loss(logits, TARGETS, FRAMES, LABELS)
 
 
 @pytest.mark.parametrize("block", [1, 40, 1 << 19])
@@ -59,9 +60,11 @@ def test_gradcheck() -> None:
 
 def test_blank_may_be_any_symbol() -> None:
     inputs = _inputs(torch.float64)
-    turned = [*inputs[:2], inputs[2].roll(-1, 0), inputs[3].roll(-1, 0)]
+    encoder, predictor, weight, bias = inputs
     targets = (TARGETS - 1) % 5
-    nats = fused_transducer_loss(*turned[:4], targets, FRAMES, LABELS, blank=4)
+    nats = fused_transducer_loss(
+        encoder, predictor, weight.roll(-1, 0), bias.roll(-1, 0), targets, FRAMES, LABELS, blank=4
+    )
     torch.testing.assert_close(nats, _fused(*inputs), rtol=1e-12, atol=0)
 
 

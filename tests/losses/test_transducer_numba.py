@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 import torch
 
-from sottovoce.losses import transducer_numba
 from sottovoce.losses.transducer_numba import _exp_32, _exp_64, _largest, _log_add, _logs, _sum_of_exp, _threads
 
 pytestmark = pytest.mark.slow
@@ -62,13 +62,13 @@ print(torch.get_num_threads())
 
 
 def test_as_many_threads_as_pytorch_uses() -> None:
-    threads, most = torch.get_num_threads(), transducer_numba.numba.config.NUMBA_NUM_THREADS
+    threads, most = torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set as numba starts
     try:
         for wanted in (1, most, 4 * most):
-            before = transducer_numba.numba.get_num_threads()
+            before = numba.get_num_threads()
             torch.set_num_threads(wanted)
             with _threads() as workers:
-                assert workers == transducer_numba.numba.get_num_threads() == min(wanted, most)
-            assert transducer_numba.numba.get_num_threads() == before
+                assert workers == numba.get_num_threads() == min(wanted, most)
+            assert numba.get_num_threads() == before
     finally:
         torch.set_num_threads(threads)

@@ -25,6 +25,7 @@ def test_the_same_as_on_the_cpu(route: str, size: tuple[int, int, int, int]) -> 
     expected.sum().backward()
     nats.sum().backward()
     torch.testing.assert_close(nats.cpu(), expected, rtol=1e-6, atol=0)
+    assert there.grad is not None
     torch.testing.assert_close(there.grad.cpu(), here.grad, rtol=0, atol=2e-6)
 
 
@@ -33,10 +34,13 @@ def test_the_fused_joint_is_the_same_as_on_the_cpu() -> None:
     inputs = [torch.randn(size, generator=generator) for size in ((2, 30, 16), (2, 6, 16), (7, 16), (7,))]
     targets, frames, labels = torch.tensor([[1, 2, 3, 3, 4]] * 2), torch.tensor([30, 21]), torch.tensor([5, 2])
     here, there = [x.clone().requires_grad_() for x in inputs], [x.cuda().requires_grad_() for x in inputs]
-    expected = fused_transducer_loss(*here[:4], targets, frames, labels)
-    nats = fused_transducer_loss(*there[:4], targets, frames, labels)
+    expected, nats = (
+        fused_transducer_loss(encoder, predictor, weight, bias, targets, frames, labels)
+        for encoder, predictor, weight, bias in (here, there)
+    )
     expected.sum().backward()
     nats.sum().backward()
     torch.testing.assert_close(nats.cpu(), expected, rtol=1e-5, atol=0)
     for ours, theirs in zip(there, here, strict=True):
+        assert ours.grad is not None
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-4, atol=1e-4)

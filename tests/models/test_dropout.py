@@ -35,6 +35,7 @@ def test_gradients_pass_where_values_do() -> None:
     x = torch.randn(7, 5, requires_grad=True)
     y = dropout(x, 0.4, training=True)
     y.sum().backward()
+    assert x.grad is not None
     torch.testing.assert_close(x.grad * x.detach(), y.detach())
 
 

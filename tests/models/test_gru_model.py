@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.models import ModelConfig, build_model
 from sottovoce.models.compose import DecoderModel
-from sottovoce.models.gru import GRUConfig
+from sottovoce.models.gru import GRUConfig, GRUEncoder
 from sottovoce.models.patching import PatchConfig, patches
 from sottovoce.models.session_adapter import SessionAdapterConfig
 from sottovoce.training.composition import compose_config
@@ -31,9 +30,8 @@ def small(dropout: float = 0.0) -> DecoderModel:
 
 def test_the_official_model_has_the_official_number_of_parameters() -> None:
     config = compose_config(["recipe=t15_gru", "data.data_root=x"])
-    sizes = {"num_channels": 512, "num_sessions": 45, "num_symbols": 41}
     with torch.device("meta"):
-        model = build_model(replace(config.model, **sizes))
+        model = build_model(replace(config.model, num_channels=512, num_sessions=45, num_symbols=41))
     counts = {name: p.numel() for name, p in model.named_parameters()}
     assert sum(counts.values()) == 44_315_177
     assert len(counts) == 113
@@ -45,6 +43,8 @@ def test_the_official_model_has_the_official_number_of_parameters() -> None:
 
 def test_initialisation_rules() -> None:
     model = small()
+    assert model.session_adapter is not None
+    assert isinstance(model.encoder, GRUEncoder)
     assert all(torch.equal(w, torch.eye(3)) for w in model.session_adapter.weights)
     assert all(not b.any() for b in model.session_adapter.biases)
     for name, weight in model.encoder.gru.named_parameters():
@@ -84,6 +84,8 @@ def test_forward_equals_the_formulas_gate_by_gate() -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
     signal, session = torch.randn(2, 11, 3), torch.tensor([2, 0])
     logits, frames = model(signal, torch.tensor([11, 11]), session)
+    assert model.session_adapter is not None
+    assert isinstance(model.encoder, GRUEncoder)
     gru = model.encoder.gru
     for b in range(2):
         weight, bias = model.session_adapter.weights[int(session[b])], model.session_adapter.biases[int(session[b])]
@@ -140,6 +142,7 @@ def test_sessions_absent_from_a_batch_get_no_gradient() -> None:
     model = small()
     logits, _ = model(torch.randn(2, 9, 3), torch.tensor([9, 9]), torch.tensor([3, 1]))
     logits.sum().backward()
+    assert model.session_adapter is not None
     assert [weight.grad is not None for weight in model.session_adapter.weights] == [False, True, False, True]
 
 
@@ -153,8 +156,10 @@ def test_exactly_one_encoder() -> None:
 
 
 def test_dropout_only_between_layers() -> None:
-    assert small(0.3).encoder.gru.dropout == 0.3
+    two_layers = small(0.3).encoder
+    assert isinstance(two_layers, GRUEncoder)
+    assert two_layers.gru.dropout == 0.3
     config = ModelConfig(gru=GRUConfig(4, 1, 0.3), num_channels=2, num_sessions=1, num_symbols=3)
-    encoder = build_model(config).encoder
-    assert isinstance(encoder.gru, nn.GRU)
-    assert encoder.gru.dropout == 0.0
+    one_layer = build_model(config).encoder
+    assert isinstance(one_layer, GRUEncoder)
+    assert one_layer.gru.dropout == 0.0

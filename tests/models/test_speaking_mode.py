@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.models.speaking_mode import ModeConditioner, Pool, SpeakingModeConfig, SpeakingModeHead
@@ -43,10 +44,11 @@ def test_pools_by_hand() -> None:
     assert Pool("max", 2)(x, lengths).tolist() == [[3.0, -2.0]]
     pool = Pool("attention", 2)
     assert pool.attention is not None
+    inner, _, outer = pool.attention
+    assert isinstance(inner, nn.Linear)
+    assert isinstance(outer, nn.Linear)
     with torch.no_grad():
-        scores = (
-            pool.attention[2].weight @ (pool.attention[0].weight @ x[0, :2].T + pool.attention[0].bias[:, None]).tanh()
-        )
+        scores = outer.weight @ (inner.weight @ x[0, :2].T + inner.bias[:, None]).tanh()
     torch.testing.assert_close(pool(x, lengths), scores.softmax(dim=1) @ x[0, :2])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ from torch.nn import functional
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.models.encoder import Modulation
-from sottovoce.models.ssm import SSMEncoder
+from sottovoce.models.ssm import BidirectionalLayer, CausalLayer, SSMEncoder
 from sottovoce.models.ssm_config import SSMConfig
 from sottovoce.models.ssm_cuda import mamba_ssm_scan
 from sottovoce.models.ssm_mamba2 import ssd
-from sottovoce.models.ssm_parts import NEVER_DECAYED
+from sottovoce.models.ssm_parts import NEVER_DECAYED, Scan
 from tests.models.padding import assert_padding_changes_nothing
 
 BOTH = SSMConfig(layers=3, width=16, state_size=4, head_size=8, chunk_size=8, dropout=0.0)
@@ -173,15 +174,18 @@ def test_a_conditioner_sees_the_hidden_state_and_zeros_change_nothing(config: SS
 def test_the_time_scale_multiplies_the_step_size_and_the_gain_the_block() -> None:
     encoder = encoder_of(replace(CAUSAL, layers=2)).eval().double()
     x, modulation = torch.randn(3, 15, 16).double(), _modulation(3, 16, 0.5)
-    hidden, _ = encoder.layers[0].step(x, None, None)
+    first, layer = encoder.layers
+    assert isinstance(first, CausalLayer)
+    assert isinstance(layer, CausalLayer)
+    hidden, _ = first.step(x, None, None)
     for b in range(3):
-        layer = encoder.layers[1]
         ssm, u = layer.block.ssm, layer.block.norm(hidden[b : b + 1])
         captured: list[torch.Tensor] = []
 
         def scan(*inputs: torch.Tensor, captured: list[torch.Tensor] = captured) -> Any:
-            captured.append(inputs[1])
-            return ssd(*inputs)
+            x, dt, a, b, c, initial = inputs
+            captured.append(dt)
+            return ssd(x, dt, a, b, c, initial)
 
         ssm.scan = scan
         plain, _ = ssm(u, ssm.start(1), None)
@@ -195,7 +199,9 @@ def test_the_time_scale_multiplies_the_step_size_and_the_gain_the_block() -> Non
 
 def test_a_bidirectional_layer_is_its_formula() -> None:
     encoder = encoder_of(replace(BOTH, layers=1)).eval().double()
-    layer, x = encoder.layers[0], torch.randn(1, 12, 16).double()
+    (layer,) = encoder.layers
+    assert isinstance(layer, BidirectionalLayer)
+    x = torch.randn(1, 12, 16).double()
     h = x @ layer.split.weight.T + layer.split.bias
     ahead, _ = layer.ahead(h[..., :8], None)
     back = layer.back(h[..., 8:].flip(1), None)[0].flip(1)
@@ -238,15 +244,20 @@ def test_float32_is_float64_to_its_precision(config: SSMConfig, kind: str) -> No
 @pytest.mark.parametrize("kind", ["mamba2", "mamba1"])
 def test_the_recurrence_stays_in_float32_under_autocast(kind: str) -> None:
     encoder = encoder_of(CAUSAL, kind=kind)
-    seen = []
+    dtypes: set[torch.dtype] = set()
+
+    def noting(scan: Scan, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        dtypes.update(x.dtype for x in inputs)
+        return scan(*inputs)
+
     for layer in encoder.layers:
-        scan = layer.block.ssm.scan
-        layer.block.ssm.scan = lambda *inputs, scan=scan: seen.extend(t.dtype for t in inputs) or scan(*inputs)
+        assert isinstance(layer, CausalLayer)
+        layer.block.ssm.scan = partial(noting, layer.block.ssm.scan)
     x, lengths = torch.randn(2, 20, 16), torch.tensor([20, 20])
     exact, _ = encoder(x, lengths)
     with torch.autocast("cpu", torch.bfloat16):
         y, _ = encoder(x, lengths)
-    assert set(seen) == {torch.float32}
+    assert dtypes == {torch.float32}
     assert (y - exact).abs().max().item() < 0.1
     y.float().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in encoder.parameters())

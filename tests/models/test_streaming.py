@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def model_of(config: ModelConfig) -> DecoderModel:
     torch.manual_seed(0)
     model = build_model(config).eval().requires_grad_(False)
     for parameter in (model.session_adapter or torch.nn.Identity()).parameters():
-        parameter += 0.1 * torch.randn(parameter.shape)  # sessions differ
+        parameter.add_(0.1 * torch.randn(parameter.shape))  # sessions differ
     return model
 
 
@@ -122,7 +123,8 @@ def test_streams_of_one_batch_end_one_after_the_other(
 ) -> None:
     model, bins = MODELS[name], max(lengths)
     signal, lengths_B, session_B = signal_of(3, bins), torch.tensor(lengths), torch.tensor([0, 1, 2])
-    state, frames = model.start_state(3, session_B), [[], [], []]
+    state = model.start_state(3, session_B)
+    frames: list[list[torch.Tensor]] = [[], [], []]
     start = 0
     for piece in pieces(signal, data.draw(cuts(bins)), axis=1):
         inside_B = (lengths_B - start).clamp(0, piece.shape[1])
@@ -155,14 +157,20 @@ def test_the_state_is_a_value_of_bounded_size(name: str) -> None:
 
 
 def test_a_step_computes_its_own_frames_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = model_of(GRU), []
+    model = model_of(GRU)
+    computed: list[int] = []
     step = model.encoder.step
-    monkeypatch.setattr(model.encoder, "step", lambda s, x: seen.append(x.shape[1]) or step(s, x))
+
+    def counting(state: Any, x_BSD: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        computed.append(x_BSD.shape[1])
+        return step(state, x_BSD)
+
+    monkeypatch.setattr(model.encoder, "step", counting)
     state = model.start_state(1)
     for piece in pieces(signal_of(1, 38), [13, 14, 15, 30], axis=1):
         state, _ = model.step(state, piece)
         assert state.waiting_BTC.shape[1] < 14
-    assert seen == [1, 4, 2]  # bins 14, 18 … 30, and 34 and 38
+    assert computed == [1, 4, 2]  # bins 14, 18 … 30, and 34 and 38
 
 
 def test_patches_of_a_stream() -> None:
@@ -232,7 +240,7 @@ def test_an_encoder_that_needs_the_whole_trial_refuses_to_start() -> None:
 def test_a_bridge_counts_only_where_it_is_used() -> None:
     bridge = FlowBridgeConfig(True, width=8, blocks=1, groups=2, heads=2)
     model = build_model(replace(PLAIN, flow_bridge=bridge)).eval()
-    assert model.whole_trial_parts == ()
+    assert [part.key for part in model.whole_trial_parts] == []
     model.use_flow_bridge = True
     assert [part.key for part in model.whole_trial_parts] == ["model.flow_bridge"]
 

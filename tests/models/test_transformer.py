@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from sottovoce.core.errors import ConfigurationError
@@ -19,6 +20,7 @@ from sottovoce.models.transformer import (
     NUM_BUCKETS,
     Attention,
     DistanceScores,
+    Layer,
     TransformerConfig,
     TransformerEncoder,
     buckets,
@@ -81,9 +83,12 @@ def encoder_by_pairs(encoder: TransformerEncoder, x_SD: torch.Tensor, causal: bo
     hidden = layer_norm(x_SD, encoder.input_norm) @ encoder.input.weight.T + encoder.input.bias
     hidden = layer_norm(hidden, encoder.embedding_norm)
     for layer in encoder.layers:
+        assert isinstance(layer, Layer)
         normed = layer_norm(hidden, layer.attention_norm)
         hidden = hidden + attention_by_pairs(layer.attention, encoder.distance.bias_HK, normed, causal)
         norm, first, _, _, second = layer.perceptron
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
         inner = layer_norm(hidden, norm) @ first.weight.T + first.bias
         inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
         hidden = hidden + inner @ second.weight.T + second.bias
