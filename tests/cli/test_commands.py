@@ -165,8 +165,8 @@ def test_one_session_of_several_uses_its_own_adapter(
         (["train", "recipe=demo"], "data.data_root is required"),
         (["train"], "say which recipe"),
         (["train", "recipe=demo", "data.data_root=/nowhere/at/all"], "does not exist"),
-        (["train", "resume=/nowhere/at/all"], "is not a run directory"),
-        (["evaluate", "/nowhere/at/all"], "is not a run directory"),
+        (["train", "resume=/nowhere/at/all"], "/nowhere/at/all is no folder"),
+        (["evaluate", "/nowhere/at/all"], "/nowhere/at/all is no folder"),
         (["report", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )
