@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,9 +15,13 @@ from sottovoce.data.t15 import open_t15
 from sottovoce.data.t15_structure import read_t15
 
 
-def _trial(block: int | None, mode: str = "", session: str = "t15.2023.08.13", name: str = "trial_0000") -> Trial:
-    assert mode in ("", "silent", "vocalised")
-    return Trial(f"{session}/train/{name}", "train", session, 80, None, None, Path("x"), block=block, mode=mode)  # type: ignore[arg-type]
+def _trial(
+    block: int | None,
+    mode: Literal["silent", "vocalised", ""] = "",
+    session: str = "t15.2023.08.13",
+    name: str = "trial_0000",
+) -> Trial:
+    return Trial(f"{session}/train/{name}", "train", session, 80, None, None, Path("x"), block=block, mode=mode)
 
 
 TRIALS = [_trial(1, session="a"), _trial(2, session="a"), _trial(2, session="a"), _trial(1, session="b")]
