@@ -65,17 +65,17 @@ def long_labels(prepared: Prepared, loop: RunLoop) -> str:
 
 def spoilt_signal(prepared: Prepared, loop: RunLoop | None = None, value: float = np.nan, bins: int = 1) -> str:
     """Put a NaN, or `value`, into channel 2 of one training trial, from bin 5 on; returns its id."""
-    trial_set, index = prepared.trial_set, prepared.train_indices[3]
+    trial_set, spoilt = prepared.trial_set, prepared.train_indices[3]
     right = trial_set.signal
 
-    def signal(i: int) -> npt.NDArray[np.float32]:
-        found = right(i).copy()
-        if i == index:
+    def signal(index: int) -> npt.NDArray[np.float32]:
+        found = right(index).copy()
+        if index == spoilt:
             found[5 : 5 + bins, 2] = value
         return found
 
     trial_set.signal = signal  # type: ignore[method-assign]
-    return trial_set.trials[index].trial_id
+    return trial_set.trials[spoilt].trial_id
 
 
 def lost_weights(prepared: Prepared, loop: RunLoop) -> None:

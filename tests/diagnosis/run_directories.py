@@ -102,7 +102,7 @@ class RunDirectory:
         """Write everything and return the folder."""
         (self.folder / "config.yaml").write_text(yaml.safe_dump(plain(self.config), sort_keys=False))
         (self.folder / "environment.json").write_text(json.dumps(self.environment))
-        lines = [
+        lines: list[dict[str, Any]] = [
             {"step": step, "split": name.split("/")[0], "name": name, "value": curve(step)}
             for curves, every in ((self.curves, LOG), (self.validation, VALIDATE))
             for name, curve in curves.items()

@@ -15,7 +15,8 @@ from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.symbols import LETTERS, PHONEMES
 from sottovoce.core.trial import Trial
 from sottovoce.diagnosis import causes as catalogue
-from sottovoce.diagnosis.explainer.explainer import explain, pages, ranked
+from sottovoce.diagnosis.explainer.explainer import explain, pages
+from sottovoce.diagnosis.ranking import ranked
 from sottovoce.evaluation.records import write_evaluation
 from sottovoce.evaluation.scoring import score
 from sottovoce.runs.examples import Example, Examples, write_examples
@@ -137,7 +138,7 @@ FAULTS: dict[str, tuple[str, Change]] = {
     "unlike terms": ("reduction_mismatch", with_curve("train/transducer_loss", lambda s: 2600 * math.exp(-s / 80))),
     "total": ("reduction_mismatch", with_curve("train/loss", lambda s: (5 + 95 * math.exp(-s / 80)) / 26)),
     "no metric": ("metric_missing", lambda run: no_metric(run)),
-    "nan metric": ("metric_missing", lambda run: (setattr(run, "best_step", 0), nan_metric(run))[0]),
+    "nan metric": ("metric_missing", lambda run: nan_metric(run)),
     "no best": ("metric_missing", lambda run: setattr(run, "best_step", 0)),
     "unit": ("unit_mismatch", curves(val__wer=lambda s: 0.01, val__blank_fraction=lambda s: 1.0)),
     "test split": ("selection_on_test", with_curve("test/per", lambda s: 0.3)),
@@ -159,6 +160,7 @@ def no_metric(run: RunDirectory) -> None:
 
 def nan_metric(run: RunDirectory) -> None:
     run.validation |= {"val/per": lambda s: math.nan, "val/wer": lambda s: 0.5}
+    run.best_step = 0
 
 
 @pytest.mark.parametrize("name", FAULTS)

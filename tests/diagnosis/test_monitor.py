@@ -37,6 +37,7 @@ from sottovoce.training.branches import TRANSDUCER
 from sottovoce.training.composition import compose_config
 from sottovoce.training.guard import GradientGuard, Verdict
 from sottovoce.training.loop import RunLoop
+from sottovoce.training.optimizer import build_optimizer
 from sottovoce.training.preparation import Prepared, prepare
 from sottovoce.training.run import resume, start
 from sottovoce.training.stages import Activity, StagePosition
@@ -144,10 +145,8 @@ def _forget_moments(computer: StepComputer, optimizer: torch.optim.Optimizer) ->
 
 
 def _drop_the_head(patch: pytest.MonkeyPatch) -> None:
-    original = step_page.build_optimizer
-
     def build(model: torch.nn.Module, *rest: Any, **more: Any) -> torch.optim.Optimizer:
-        optimizer = original(model, *rest, **more)
+        optimizer = build_optimizer(model, *rest, **more)
         head = {id(p) for name, p in model.named_parameters() if name.startswith("head.")}
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in head]
@@ -498,7 +497,7 @@ def test_a_tight_clip_matters_only_where_steps_have_a_scale(computer_and_plan: t
 
 def test_a_dominating_parameter(computer_and_plan: tuple[StepComputer, Plan]) -> None:
     computer, plan = computer_and_plan
-    facts = {"largest": ("head.weight", 0.999), "group_norms": {"encoder": 1.0, "ctc_decoder": 30.0}}
+    facts: dict[str, Any] = {"largest": ("head.weight", 0.999), "group_norms": {"encoder": 1.0, "ctc_decoder": 30.0}}
     now = (_observed(computer, s, sample=_sample(s, **facts)) for s in range(1, 20))
     assert [f.code for f in _drive(Updates(plan), now)] == ["dominating_parameter"]
 

@@ -79,6 +79,7 @@ def test_everything_is_left_as_it_was(tiny_t15: Path) -> None:
     prepared = prepare(compose_config(["recipe=mode_ssm_small", f"data.data_root={tiny_t15}", *SMALL_SSM]))
     weight = prepared.model.head.weight
     weight.grad = torch.full_like(weight, 3.0)
+    assert prepared.model.stem is not None
     prepared.model.stem.eval()
     before = snapshot(prepared)
     preflight(prepared)

@@ -337,5 +337,6 @@ def test_a_checkpoint_that_cannot_be_loaded(demo: Prepare, monkeypatch: pytest.M
 
 
 def test_scoring_that_fails(demo: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight_exit, "score", lambda *_, **__: {}["per"])
+    scores: dict[str, float] = {}
+    monkeypatch.setattr(preflight_exit, "score", lambda *_, **__: scores["per"])
     assert "Decoding and scoring two trials fails: KeyError" in only(preflight_exit.check_exit, demo()).evidence

@@ -18,6 +18,7 @@ from sottovoce.diagnosis.preflight.layers import check_layers, check_precision
 from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
 from sottovoce.features import pipeline as feature_pipeline
 from sottovoce.features.pipeline import FeaturePipeline
+from sottovoce.features.smoothing import smooth
 from sottovoce.models import ssm, stem, transformer
 from sottovoce.models.gru import GRUEncoder
 from sottovoce.models.patching import PatchConfig, patches
@@ -217,8 +218,6 @@ def check_layers_of(untrained: UntrainedRun) -> Iterable[Finding]:
 
 
 def test_a_smoothing_that_is_half_a_bin_late(tiny_t15: Path, monkeypatch: Patch) -> None:
-    smooth = feature_pipeline.smooth
-
     def late(signal_BTC: torch.Tensor, taps: tuple[float, ...]) -> torch.Tensor:
         y = smooth(signal_BTC, taps)
         return (y + nn.functional.pad(y, (0, 0, 1, 0))[:, :-1]) / 2

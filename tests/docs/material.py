@@ -26,7 +26,7 @@ def write_recordings(folder: str) -> None:
             for word in WORDS:
                 for take in range(3):
                     name = f"{speaker}_{word}_{take}.wav"
-                    noise = random.standard_normal(8000, dtype=np.float32) / 100
+                    noise = random.standard_normal(8000, dtype=np.float32) / np.float32(100)
                     write_wav(Path(folder) / name, tone(0.5, 16000) + noise, 16000)
                     rows.writerow([name, word, speaker])
 

@@ -99,7 +99,7 @@ def squeeze_over_padding(scene: Scene) -> None:
 
     def insert(prepared: Prepared) -> Prepared:
         forward = prepared.model.head.forward
-        prepared.model.head.forward = lambda x: forward(x - x.mean(1, keepdim=True))  # type: ignore[method-assign]
+        prepared.model.head.forward = lambda input: forward(input - input.mean(1, keepdim=True))  # type: ignore[method-assign]
         return prepared
 
     scene.prepared.append(insert)

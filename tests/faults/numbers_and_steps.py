@@ -8,8 +8,8 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from torch.nn import functional
 
-from sottovoce.losses import ctc
 from sottovoce.training.preparation import Prepared
 from sottovoce.training.step import StepComputer
 from sottovoce.training.watch import StepView
@@ -46,7 +46,7 @@ def parameters_in_bfloat16(scene: Scene) -> None:
     def convert(prepared: Prepared) -> Prepared:
         prepared.model.head.to(torch.bfloat16)
         forward = prepared.model.head.forward
-        prepared.model.head.forward = lambda x: forward(x.to(torch.bfloat16)).float()  # type: ignore[method-assign]
+        prepared.model.head.forward = lambda input: forward(input.to(torch.bfloat16)).float()  # type: ignore[method-assign]
         return prepared
 
     scene.prepared.append(convert)
@@ -64,12 +64,12 @@ def rounded_updates(scene: Scene) -> None:
 
 
 def softmax_in_bfloat16(scene: Scene) -> None:
-    log_softmax = ctc.functional.log_softmax
+    log_softmax = functional.log_softmax
 
     def low(logits: torch.Tensor, dim: int) -> torch.Tensor:
         return log_softmax(logits.bfloat16(), dim=dim).float()
 
-    scene.patch.setattr(ctc.functional, "log_softmax", low)
+    scene.patch.setattr(functional, "log_softmax", low)
 
 
 def lattice_drifts(scene: Scene) -> None:

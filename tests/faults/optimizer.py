@@ -12,6 +12,8 @@ from sottovoce.models import compose
 from sottovoce.training import stages
 from sottovoce.training import step as step_file
 from sottovoce.training.guard import GradientGuard, Verdict
+from sottovoce.training.optimizer import build_optimizer
+from sottovoce.training.schedules import learning_rate_factor
 from sottovoce.training.stages import Activity
 from sottovoce.training.step import StepComputer
 from sottovoce.training.watch import StepView
@@ -20,10 +22,9 @@ from tests.faults.scene import Exhibit, Scene
 
 def optimizer_without_the_transducer(scene: Scene) -> None:
     """What the loop steps was built before the stage that adds the transducer."""
-    build = step_file.build_optimizer
 
     def stale(*arguments: Any, **more: Any) -> torch.optim.Optimizer:
-        optimizer = build(*arguments, **more)
+        optimizer = build_optimizer(*arguments, **more)
         optimizer.param_groups[:] = [g for g in optimizer.param_groups if g["component"] != "rnnt_decoder"]
         return optimizer
 
@@ -49,11 +50,10 @@ def clip_norm_of_everything(scene: Scene) -> None:
         scene.patch.setattr(GradientGuard, "inspect", clip_all)
         scene.patch.setitem(compose.DecoderModel.PARTS, "auxiliary", "flow_bridge")
         models.append(computer.model)
-        computer.model.register_parameter("auxiliary", nn.Parameter(torch.ones(1)))
+        auxiliary = nn.Parameter(torch.ones(1))
+        computer.model.register_parameter("auxiliary", auxiliary)
         computer.model.head.register_forward_hook(
-            lambda head, inputs, logits: (
-                logits + 1000 * _unit_gradient(computer.model.auxiliary) * torch.eye(logits.shape[-1])[1]
-            )
+            lambda head, inputs, logits: logits + 1000 * _unit_gradient(auxiliary) * torch.eye(logits.shape[-1])[1]
         )
 
     def clip_all(guard: GradientGuard, parameters: Any, losses: Any, *rest: Any, **more: Any) -> Verdict:
@@ -88,6 +88,7 @@ def frozen_part_keeps_moving(scene: Scene) -> None:
 
     def drift(computer: StepComputer) -> None:
         if "rnnt_decoder" not in computer.now.rates and computer.progress.step > 130:
+            assert computer.model.transducer is not None
             with torch.no_grad():
                 computer.model.transducer.output.weight.mul_(1.01)
 
@@ -123,9 +124,10 @@ def optimizer_is_recreated(scene: Scene) -> None:
 
 def schedule_is_stepped_once_an_epoch(scene: Scene) -> None:
     """A cosine over 100,000 steps that is asked once an epoch: flat."""
-    factor = step_file.learning_rate_factor
     scene.patch.setattr(
-        step_file, "learning_rate_factor", lambda step, config, total: factor(20 + step // 15, config, 100_000)
+        step_file,
+        "learning_rate_factor",
+        lambda step, config, total: learning_rate_factor(20 + step // 15, config, 100_000),
     )
 
 

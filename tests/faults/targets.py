@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sottovoce.core.lengths import conv_length
 from sottovoce.models import patching
 from sottovoce.models.transducer import TransducerHead
 from sottovoce.training.guard import GradientGuard, Verdict
@@ -45,8 +46,7 @@ def one_frame_short(scene: Scene) -> None:
 
 
 def one_frame_long(scene: Scene) -> None:
-    exact = patching.conv_length
-    scene.patch.setattr(patching, "conv_length", lambda lengths, size, stride: exact(lengths, size, stride) + 1)
+    scene.patch.setattr(patching, "conv_length", lambda lengths, size, stride: conv_length(lengths, size, stride) + 1)
 
 
 def weights_are_lost(scene: Scene) -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -22,15 +23,21 @@ def backward(model: nn.Linear, factor: float = 1.0) -> None:
     model(torch.ones(1, 3)).sum().mul(factor).backward()
 
 
+def gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """The gradient of a parameter that must have one."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def test_a_good_step_passes_unchanged() -> None:
     model, _, parameters = model_and_optimizer()
     backward(model)
-    before = [p.grad.clone() for p in model.parameters()]
+    before = [gradient(p).clone() for p in model.parameters()]
     verdict = GradientGuard(max_norm=100.0).inspect(parameters, {"t": 1.0})
     assert not verdict.skipped
     assert not verdict.clipped
     assert verdict.gradient_norm == pytest.approx(math.sqrt(2 * 3 + 2))
-    assert all(torch.equal(a, p.grad) for a, p in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(a, gradient(p)) for a, p in zip(before, model.parameters(), strict=True))
 
 
 def test_clipping_scales_to_the_limit() -> None:
@@ -39,7 +46,7 @@ def test_clipping_scales_to_the_limit() -> None:
     verdict = GradientGuard(max_norm=0.5).inspect(parameters, {})
     assert verdict.clipped
     assert verdict.gradient_norm == pytest.approx(math.sqrt(8))
-    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    norm = torch.stack([gradient(p).norm() for p in model.parameters()]).norm()
     assert norm.item() == pytest.approx(0.5, rel=1e-5)
 
 
@@ -73,7 +80,7 @@ def test_clip_grad_norm_alone_would_have_poisoned_the_weights() -> None:
     """Why the guard exists: PyTorch's clipping multiplies every gradient by NaN."""
     model, optimizer, _ = model_and_optimizer()
     backward(model)
-    model.bias.grad[0] = math.nan
+    gradient(model.bias)[0] = math.nan
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     assert all(bool(p.isnan().all()) for p in model.parameters())
@@ -101,7 +108,7 @@ def test_evidence_is_short() -> None:
 def test_finite_gradients_whose_norm_overflows() -> None:
     model, _, parameters = model_and_optimizer()
     backward(model)
-    model.weight.grad.fill_(2e38)
+    gradient(model.weight).fill_(2e38)
     verdict = GradientGuard(max_norm=1.0).inspect(parameters, {})
     assert verdict.cause == "nonfinite_gradient"
     assert verdict.evidence == "the norm overflows; largest: weight"
@@ -110,7 +117,7 @@ def test_finite_gradients_whose_norm_overflows() -> None:
 def steps(guard: GradientGuard, factors: list[float]) -> list[str]:
     """What the guard does with steps of these gradient sizes."""
     model, _, parameters = model_and_optimizer()
-    actions = []
+    actions: list[str] = []
     for factor in factors:
         model.zero_grad()
         backward(model, factor)
@@ -126,7 +133,9 @@ def test_clipping_by_the_running_median_begins_once_there_is_one() -> None:
     backward(model, 10.0)
     verdict = guard.inspect(parameters, {})
     assert verdict.limit == pytest.approx(2 * math.sqrt(8))
-    assert torch.stack([p.grad.norm() for p in model.parameters()]).norm() == pytest.approx(verdict.limit, rel=1e-5)
+    assert torch.stack([gradient(p).norm() for p in model.parameters()]).norm() == pytest.approx(
+        verdict.limit, rel=1e-5
+    )
 
 
 def test_the_lower_of_two_limits_counts() -> None:
@@ -245,10 +254,11 @@ def test_group_norms_sum_to_the_total() -> None:
 def test_a_bad_gradient_is_summarised_before_it_is_dropped() -> None:
     model, _, parameters = model_and_optimizer()
     backward(model)
-    model.weight.grad[0, 0] = math.nan
+    gradient(model.weight)[0, 0] = math.nan
     verdict = GradientGuard().inspect(parameters, {})
     summary = verdict.gradients["weight"]
-    assert (summary.norm, summary.largest) == (pytest.approx(math.sqrt(5)), 1.0)
+    assert summary.norm == pytest.approx(math.sqrt(5))
+    assert summary.largest == 1.0
     assert summary.nonfinite == pytest.approx(1 / 6)
     assert verdict.gradients["bias"].nonfinite == 0
 
@@ -258,9 +268,11 @@ def test_what_another_process_saw_is_reason_enough() -> None:
         model, _, parameters = model_and_optimizer()
         backward(model)
         flags = [i == place for i in range(6)]
-        verdict = GradientGuard().inspect(
-            parameters, {"t": 1.0}, lambda here, flags=flags: [a or b for a, b in zip(here, flags, strict=True)]
-        )
+
+        def agree(here: Sequence[bool], flags: list[bool] = flags) -> list[bool]:
+            return [a or b for a, b in zip(here, flags, strict=True)]
+
+        verdict = GradientGuard().inspect(parameters, {"t": 1.0}, agree)
         assert verdict.cause == cause
         assert verdict.evidence == ("in another process" if cause else "")
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -40,7 +41,7 @@ class Regression(lightning.LightningModule):
         return torch.optim.AdamW(self.layer.parameters() if self.forgotten else self.parameters(), lr=0.01)
 
 
-def trainer(callback: GuardCallback, **settings: object) -> lightning.Trainer:
+def trainer(callback: GuardCallback, **settings: Any) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return lightning.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -139,6 +140,7 @@ def test_a_bad_batch_does_not_stay_in_a_batch_norm() -> None:
         warnings.filterwarnings("ignore", module="lightning")
         trainer(callback).fit(module, DataLoader(TensorDataset(x), batch_size=4))
     assert callback.guard.skipped == {"nonfinite_loss": 1}
+    assert module.norm.running_mean is not None
     assert module.norm.running_mean.isfinite().all()
     assert module.norm.running_mean.abs().min() > 0
 

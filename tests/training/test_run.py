@@ -172,7 +172,8 @@ def test_a_single_bad_step_is_skipped_and_the_run_goes_on(
     config = compose_config(overrides(tiny_t15, tmp_path, "one-bad"))
     prepared = prepare(config)
     loop = RunLoop(prepared, tmp_path)
-    computer, poisoned = loop.computer, []
+    computer = loop.computer
+    poisoned: list[bool] = []
 
     def poison(gradient: torch.Tensor) -> torch.Tensor | None:
         if computer.progress.step == 4 and not poisoned:

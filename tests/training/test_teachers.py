@@ -113,9 +113,11 @@ def test_a_lesson_does_not_depend_on_batch_mates(prepared: Callable[..., Prepare
     batch = features(made)
     together = teachers_of(made).targets(batch, range(4))
     for row in range(4):
-        alone = replace(
-            batch.map_tensors(lambda x, row=row: x[row : row + 1]), trial_ids=batch.trial_ids[row : row + 1]
-        )  # type: ignore[misc]
+
+        def of_row(x: torch.Tensor, row: int = row) -> torch.Tensor:
+            return x[row : row + 1]
+
+        alone = replace(batch.map_tensors(of_row), trial_ids=batch.trial_ids[row : row + 1])
         lesson = teachers_of(made).targets(alone, [row])
         torch.testing.assert_close(lesson.weights_BS[0], together.weights_BS[row])
         frames = int((lesson.weights_BS[0] > 0).sum())

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto import wandb_internal_pb2
 
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.training.recorder import RunRecorder
 from sottovoce.training.tracking import Tracker, WandbConfig
 
 BLOCK = 32 * 1024
+Record = vars(wandb_internal_pb2)["Record"]  # protobuf makes its classes at run time
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _records(path: Path) -> Iterator[Any]:
     """Records of a transaction log: LevelDB's log format after a header of 7 bytes."""
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -40,7 +41,7 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return sottovoce.train([*SOUND, f"data.data_root={folder / 'data'}", f"runs_dir={folder}"]), folder / "data"
 
 
-def written_by_decode(run: Path, data: Path, out: Path, *options: str) -> dict[str, dict]:
+def written_by_decode(run: Path, data: Path, out: Path, *options: str) -> dict[str, dict[str, Any]]:
     assert main(["decode", str(run), str(data), "--out", str(out), *options]) == 0
     return {record["trial_id"]: record for record in map(json.loads, out.read_text().splitlines())}
 
@@ -101,7 +102,7 @@ def test_a_decoder_that_the_run_lacks(binned_run: Path) -> None:
     ],
 )
 def test_binned_features_that_cannot_be_decoded(
-    binned_run: Path, signal: np.ndarray, options: dict, error: type[Exception], message: str
+    binned_run: Path, signal: np.ndarray, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         sottovoce.load(binned_run).decode(signal, **({"session": "t15.2023.08.11"} | options))
