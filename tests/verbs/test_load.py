@@ -31,14 +31,14 @@ SOUND = [
 @pytest.fixture(scope="module")
 def binned_run(tiny_t15: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    return sottovoce.train(overrides(tiny_t15, runs, "binned", "model.blank_bias=0"))
+    return sottovoce.train(overrides(tiny_t15, runs, "binned", "model.blank_bias=0")).path
 
 
 @pytest.fixture(scope="module")
 def sound_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("sound")
     write_recordings(str(folder / "data"))
-    return sottovoce.train([*SOUND, f"data.data_root={folder / 'data'}", f"runs_dir={folder}"]), folder / "data"
+    return sottovoce.train([*SOUND, f"data.data_root={folder / 'data'}", f"runs_dir={folder}"]).path, folder / "data"
 
 
 def written_by_decode(run: Path, data: Path, out: Path, *options: str) -> dict[str, dict[str, Any]]:
