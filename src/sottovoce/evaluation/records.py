@@ -1,30 +1,25 @@
-"""The files of an evaluation: its rates, and one line for each hypothesis."""
+"""What is kept of an evaluation: its rates, and one record for each hypothesis."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sottovoce.core.symbols import symbol_table
 from sottovoce.evaluation.scoring import Evaluation, TrialScore
-from sottovoce.runs.directory import RunDirectory
+from sottovoce.runs.evaluations import write_evaluation_files
 
 
 def write_evaluation(run_dir: Path, evaluation: Evaluation) -> Path:
-    """Write `evaluation/SPLIT.DECODER.json` and `hypotheses.SPLIT.DECODER.jsonl`; return the first.
+    """Keep an evaluation with its run; returns the file of its rates.
 
-    Each file is replaced as a whole, so a reader never meets half of one. A line of the second holds the
-    texts as they were compared, the symbols as printed, and `counts`: for each metric
-    [substitutions, deletions, insertions, reference length].
+    A line of the hypotheses holds the texts as they were compared, the symbols as printed, and `counts`: for each
+    metric [substitutions, deletions, insertions, reference length].
     """
     name = f"{evaluation.split}.{evaluation.decoder}"
-    lines = [json.dumps(_record(score, evaluation)) + "\n" for score in evaluation.scores]
-    _replace(RunDirectory(run_dir).hypotheses(name), "".join(lines))
-    path = RunDirectory(run_dir).evaluation(name)
-    _replace(path, json.dumps(evaluation.as_dict(), indent=2) + "\n")
-    return path
+    lines = [_record(score, evaluation) for score in evaluation.scores]
+    return write_evaluation_files(run_dir, name, evaluation.as_dict(), lines)
 
 
 def _record(score: TrialScore, evaluation: Evaluation) -> dict[str, Any]:
@@ -45,10 +40,3 @@ def _record(score: TrialScore, evaluation: Evaluation) -> dict[str, Any]:
         "words": [asdict(word) for word in hypothesis.words],
         "n_best": [{"symbols": table.decode(c.symbols), "text": c.text, "score": c.score} for c in hypothesis.n_best],
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

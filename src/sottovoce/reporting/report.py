@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sottovoce.core.files import replace_text
 from sottovoce.core.findings import Finding
 from sottovoce.reporting.health_section import Pages, health_section
 from sottovoce.reporting.html import card, chip, section, settings, text
@@ -50,9 +51,7 @@ def write_report(run_dir: Path, findings: Sequence[Finding] | None = None, pages
     """
     page = render(read_files(run_dir), findings, pages or {})
     path = RunDirectory(run_dir).report
-    temporary = path.with_suffix(".html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, page)
     return path
 
 

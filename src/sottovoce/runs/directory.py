@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +11,7 @@ from typing import Any, Final
 import yaml
 
 from sottovoce.core.errors import CheckpointError
+from sottovoce.core.files import replace_text
 
 CONFIG_FILE = "config.yaml"
 SESSIONS_FILE = "sessions.json"
@@ -150,6 +151,16 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not values.keys() >= SECTIONS or "symbols" not in values["data"]:
         raise CheckpointError(f"{path} is not the configuration of a run of sottovoce; {run_dir} is not ours")
     return values
+
+
+def write_config(run_dir: Path, values: Mapping[str, Any]) -> None:
+    """The last of a new run's files: a folder with a configuration can be resumed."""
+    replace_text(RunDirectory(run_dir).config, yaml.safe_dump(dict(values), sort_keys=False))
+
+
+def write_environment(run_dir: Path, values: Mapping[str, Any]) -> None:
+    """Keep what the run began on: versions, machine, seed."""
+    replace_text(RunDirectory(run_dir).environment, json.dumps(values, indent=1))
 
 
 def write_sessions(run_dir: Path, sessions: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import shutil
 import warnings
@@ -18,7 +17,6 @@ from pathlib import Path
 import lightning
 import numpy as np
 import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -27,9 +25,15 @@ from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError, SottovoceError, TrainingAborted
 from sottovoce.data.collation import StepParts, step_loader
 from sottovoce.data.sampling import BatchPlan
-from sottovoce.runs.directory import CONFIG_FILE, RunDirectory, read_config, write_sessions
+from sottovoce.runs.directory import (
+    read_config,
+    write_config,
+    write_environment,
+    write_sessions,
+)
 from sottovoce.runs.left_out import read_left_out, write_left_out
 from sottovoce.runs.lock import Holder, locked
+from sottovoce.runs.taught_by import write_taught_by
 from sottovoce.runs.trained_on import TrainedOn, write_trained_on
 from sottovoce.runs.vocabulary import read_vocabulary, write_vocabulary
 from sottovoce.training.composition import changed_for_resume
@@ -38,7 +42,7 @@ from sottovoce.training.environment import describe_environment
 from sottovoce.training.loop import RunLoop, last_checkpoint
 from sottovoce.training.module import DecoderTraining
 from sottovoce.training.preparation import Prepared, prepare
-from sottovoce.training.teachers import refuse_changed_teachers, write_teachers
+from sottovoce.training.teachers import refuse_changed_teachers
 from sottovoce.training.watch import NoWatch, Watch
 
 
@@ -105,17 +109,9 @@ def write_run_files(run_dir: Path, prepared: Prepared) -> None:
         write_trained_on(run_dir, trained_on)
     elif (of_teachers := prepared.teachers.trained_on) is not None:
         write_trained_on(run_dir, trained_on | of_teachers)
-    write_teachers(run_dir, prepared.teachers)
-    environment = describe_environment(prepared.config.seed)
-    RunDirectory(run_dir).environment.write_text(json.dumps(environment, indent=1), encoding="utf-8")
-    _write_config(run_dir, prepared.config)
-
-
-def _write_config(run_dir: Path, config: RunConfig) -> None:
-    """Last of a new run's files, and as a whole: a folder with a configuration can be resumed."""
-    temporary = run_dir / f"{CONFIG_FILE}.writing"
-    temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
-    temporary.replace(run_dir / CONFIG_FILE)
+    write_taught_by(run_dir, prepared.teachers.taught_by if prepared.teachers is not None else ())
+    write_environment(run_dir, describe_environment(prepared.config.seed))
+    write_config(run_dir, plain(prepared.config))
 
 
 def resume(
@@ -150,7 +146,7 @@ def _continue(run_dir: Path, config: RunConfig, watch: Callable[[Prepared], Watc
     if has_checkpoint(last):
         loop.restore()
     if is_main_process():
-        _write_config(run_dir, prepared.config)
+        write_config(run_dir, plain(prepared.config))
     fit(prepared, loop, trainer)
 
 

@@ -9,20 +9,18 @@ Legend: K teachers, B trials, S frames, V symbols.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sottovoce.core.errors import CheckpointError, ConfigurationError
+from sottovoce.core.errors import ConfigurationError
 from sottovoce.core.trial import Batch, Trial, TrialSet
 from sottovoce.losses.distillation import AGGREGATIONS, frame_weights, teachers_opinion
-from sottovoce.runs.directory import RunDirectory
 from sottovoce.runs.names import Metric
+from sottovoce.runs.taught_by import TaughtBy, read_taught_by
 from sottovoce.runs.trained_decoder import TrainedDecoder, load
 from sottovoce.runs.trained_on import TrainedOn, read_trained_on
 
@@ -173,6 +171,11 @@ class Teachers:
         return self._places[k][session] >= 0
 
     @property
+    def taught_by(self) -> tuple[TaughtBy, ...]:
+        """What is kept of them with the run that they teach."""
+        return tuple(TaughtBy(t.name, t.run.checkpoint_step, t.digest) for t in self.teachers)
+
+    @property
     def trained_on(self) -> TrainedOn | None:
         """What any of them was trained on; None where that is not known of all."""
         together = TrainedOn(frozenset(), frozenset())
@@ -225,16 +228,6 @@ def _digest(run: TrainedDecoder) -> str:
     return whole.hexdigest()
 
 
-def write_teachers(run_dir: Path, teachers: Teachers | None) -> None:
-    """Keep with a run who has taught it."""
-    if teachers is None:
-        return
-    content = [
-        {"run": t.name, "checkpoint_step": t.run.checkpoint_step, "weights_sha256": t.digest} for t in teachers.teachers
-    ]
-    (RunDirectory(run_dir).teachers).write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
 def refuse_changed_teachers(run_dir: Path, teachers: Teachers | None) -> None:
     """Raise where a run that continues would be taught by other weights than before.
 
@@ -242,21 +235,14 @@ def refuse_changed_teachers(run_dir: Path, teachers: Teachers | None) -> None:
         CheckpointError: the record is damaged.
         ConfigurationError: a teacher has changed.
     """
-    path, now = RunDirectory(run_dir).teachers, teachers.teachers if teachers is not None else ()
-    before: list[str] = []
-    try:
-        if path.exists():
-            known: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-            before = [str(entry["weights_sha256"]) for entry in known]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error
+    before, now = read_taught_by(run_dir), teachers.teachers if teachers is not None else ()
     if len(before) != len(now):
         raise ConfigurationError(
             f"the teachers of {run_dir} were {len(before)} when it began and are {len(now)} now "
             "(training.distillation.teachers); name the same ones, or start a new run"
         )
-    for teacher, digest in zip(now, before, strict=True):
-        if teacher.digest != digest:
+    for teacher, known in zip(now, before, strict=True):
+        if teacher.digest != known.weights_sha256:
             raise ConfigurationError(
                 f"{teacher.name} has other weights now (step {teacher.run.checkpoint_step}) than when it began to "
                 f"teach {run_dir}; put them back, or start a new run"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sottovoce.core.errors import ConfigurationError, DataError
+from sottovoce.core.files import replace_text
 from sottovoce.core.hypothesis import Hypothesis
 from sottovoce.core.splits import SPLITS, Split
 from sottovoce.core.symbols import SymbolTable
@@ -81,10 +82,7 @@ def write_hypotheses(path: Path, hypotheses: Decoded) -> None:
     """
     lines = [json.dumps(_record(*one, hypotheses.table)) + "\n" for one in hypotheses.hypotheses]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".writing")
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, "".join(lines))
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror})") from error
 

@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-import yaml
-
 from sottovoce.core.checkpoints import write_checkpoint
 from sottovoce.core.configuration import plain
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.models.official_t15 import load_official_t15
-from sottovoce.runs.directory import CONFIG_FILE, RunDirectory, write_sessions
+from sottovoce.runs.directory import RunDirectory, write_config, write_sessions
 from sottovoce.runs.left_out import write_left_out
 from sottovoce.runs.vocabulary import write_vocabulary
 from sottovoce.training.composition import compose_config
@@ -46,9 +44,9 @@ def import_t15(folder: str | PathLike[str], data_root: str | PathLike[str], run_
         run_dir.mkdir(parents=True)
     except FileExistsError:
         raise ConfigurationError(f"{run_dir} exists already; choose another --out") from None
-    (run_dir / CONFIG_FILE).write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
     write_vocabulary(run_dir, None)
     write_left_out(run_dir, {})
     write_sessions(run_dir, sessions)
+    write_config(run_dir, plain(config))
     write_checkpoint(RunDirectory(run_dir).best, 0, {"model": model.state_dict()}, {})
     return Imported(run_dir, sum(p.numel() for p in model.parameters()), tuple(sessions))
