@@ -177,7 +177,7 @@ def test_other_weights_under_a_teachers_name_are_refused_on_resume(
     moved = shutil.copytree(taught_by[0], tmp_path / "teacher")
     run = start(prepare(compose_config(overrides(tiny_t15, tmp_path, "student", *asking(moved)))))
     shutil.rmtree(moved)
-    with pytest.raises(CheckpointError, match="teacher is not a run directory"):
+    with pytest.raises(CheckpointError, match="teacher is no folder: give the run directory"):
         resume(run)
     resume(run, [f"training.distillation.teachers=[{taught_by[0]}]"])  # the same weights in another place
     with pytest.raises(ConfigurationError, match=r"has other weights now .*start a new run"):
