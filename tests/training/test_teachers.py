@@ -268,7 +268,7 @@ def test_a_teacher_that_is_no_run_is_refused_in_one_line(
 ) -> None:
     assert main(["train", *overrides(tiny_t15, tmp_path, "student", *asking(tmp_path / "nowhere"))]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert "nowhere is not a run directory: it has no config.yaml" in said[-1]
+    assert "nowhere is no folder: give the run directory" in said[-1]
     assert not (tmp_path / "student").exists()
 
 
