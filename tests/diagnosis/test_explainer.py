@@ -46,13 +46,16 @@ def with_curve(name: str, curve: Callable[[int], float]) -> Change:
     return change
 
 
+def until(end: int, curve: Curve) -> Curve:
+    return lambda step: curve(step) if step < end else math.nan
+
+
 def lost_from(step: int) -> Change:
     """Every loss is NaN from one step on."""
 
     def change(run: RunDirectory) -> None:
         for name in ("train/loss", "train/ctc_loss"):
-            usual = run.curves[name]
-            run.curves[name] = lambda s, usual=usual: usual(s) if s < step else math.nan  # type: ignore[misc]
+            run.curves[name] = until(step, run.curves[name])
 
     return change
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import lightning
 import pytest
@@ -41,11 +40,13 @@ class Regression(lightning.LightningModule):
         return torch.optim.AdamW(self.layer.parameters() if self.forgotten else self.parameters(), lr=0.01)
 
 
-def trainer(callback: GuardCallback, **settings: Any) -> lightning.Trainer:
+def trainer(
+    callback: GuardCallback, devices: int | str = "auto", strategy: str = "auto", plugins: MixedPrecision | None = None
+) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return lightning.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[callback], **settings,
+        enable_model_summary=False, callbacks=[callback], devices=devices, strategy=strategy, plugins=plugins,
     )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def test_a_loss_scale_is_found_without_bad_steps() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         data = DataLoader(TensorDataset(torch.ones(40, 2)), batch_size=1)
-        trainer(callback, plugins=[precision]).fit(module, data)
+        trainer(callback, plugins=precision).fit(module, data)
     assert callback.guard.overflows >= 10
     assert callback.guard.skipped == {}
     assert len(callback.guard.norms) == 40 - callback.guard.overflows
