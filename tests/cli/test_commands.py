@@ -96,8 +96,8 @@ def test_several_decoders_of_the_same_emissions(run_dir: Path, capsys: pytest.Ca
     ("options", "message"),
     [
         (["--decoder", "best"], "there is no decoder 'best'; choose one of greedy, words, transducer"),
-        (["--decoder", "transducer"], "the model has no transducer; use --decoder greedy"),
-        (["--beam-size", "4"], "--beam-size 4: greedy keeps no beam; add --decoder transducer"),
+        (["--decoder", "transducer"], "the model has no transducer; use the decoder greedy"),
+        (["--beam-size", "4"], "a beam of 4: greedy keeps none; choose the decoder transducer"),
     ],
 )
 def test_a_decoder_that_the_run_does_not_offer(

@@ -3,7 +3,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from sottovoce.core.configuration import build, check_key, every_key, plain
-from sottovoce.core.errors import ConfigurationError
+from sottovoce.core.errors import ConfigurationError, UnknownKeyError
+from sottovoce.training.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,8 @@ def test_keys() -> None:
     for key, hint in (("extra.rat", "did you mean extra.rate"), ("width", "inner.width"), ("name.x", "is a value")):
         with pytest.raises(ConfigurationError, match=hint):
             check_key(Outer, key)
+
+
+def test_a_key_in_a_section_of_another_name_is_found_by_its_own() -> None:
+    with pytest.raises(UnknownKeyError, match=r"did you mean decoding\.decoder\?"):
+        check_key(RunConfig, "evaluation.decoder")

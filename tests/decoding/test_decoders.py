@@ -124,7 +124,7 @@ def test_a_batch_is_its_trials_one_by_one() -> None:
         (lambda: DecodingConfig(decoder="best"), r"decoding\.decoder=best: choose one of greedy, words, transducer"),
         (lambda: DecodingConfig().build(PARTS, "best"), r"no decoder 'best'; choose one of greedy, words, transducer"),
         (lambda: DecodingConfig().with_beam(0, ["transducer"]), r"beam_size=0: must be at least 1"),
-        (lambda: DecodingConfig().with_beam(4), r"--beam-size 4: greedy keeps no beam; add --decoder transducer"),
+        (lambda: DecodingConfig().with_beam(4), r"a beam of 4: greedy keeps none; choose the decoder transducer"),
         (lambda: WordsConfig().build(DecoderParts(LETTERS)), "'words' needs a lexicon"),
         (
             lambda: TransducerConfig().build(DecoderParts(LETTERS)),

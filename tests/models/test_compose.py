@@ -55,7 +55,7 @@ def test_the_encoders_are_the_sections_of_the_configuration() -> None:
         assert get_args(hints[section]) == (kind.config, type(None))
         assert issubclass(kind.encoder, Encoder) and kind.encoder.component == "encoder"
     assert ModelConfig(gru=GRUConfig(8, 1)).encoder_kind is encoders["gru"]
-    with pytest.raises(ConfigurationError, match="exactly one of the encoders gru, conv, ssm, transformer must be set"):
+    with pytest.raises(ConfigurationError, match=f"exactly one of the encoders {', '.join(encoders)} must be set"):
         ModelConfig(gru=GRUConfig(8, 1), conv=ConvConfig())
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from sottovoce.core.errors import CheckpointError
 from sottovoce.diagnosis.explainer.diagnosed_run import DiagnosedRun, read_diagnosed
+from sottovoce.runs.directory import read_config, read_sessions
 from sottovoce.runs.record import Series
 from tests.diagnosis.run_directories import LOG, STEPS, RunDirectory
 
@@ -191,3 +192,18 @@ def test_bad_lines_are_counted_and_the_good_ones_read(folder: Path) -> None:
     record = read_diagnosed(folder)
     assert len(record.metrics) == len(lines)
     assert record.damaged == (f"{path}: 2 of {len(lines) + 2} lines left out; line 4 is no JSON object",)
+
+
+def test_a_run_of_before_decoding_had_a_section_is_told_what_to_rename(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "{seed: 1, data: {symbols: phonemes}, preprocessor: {}, model: {}, evaluation: {}}"
+    )
+    with pytest.raises(CheckpointError, match=r"before its section `evaluation` became `decoding`; rename it"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '["a", 1]', "["])
+def test_sessions_that_are_no_names_are_damage(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sessions.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"sessions\.json cannot be read"):
+        read_sessions(tmp_path)

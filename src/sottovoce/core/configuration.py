@@ -85,7 +85,11 @@ def check_key(cls: type[Any], key: str) -> None:
             raise UnknownKeyError(key, f": {'.'.join(passed)} is a value, not a section")
         hints = typing.get_type_hints(section)
         if part not in hints:
-            raise UnknownKeyError(key, nearest(part, list(hints), ".".join(passed), every_key(cls)))
+            keys, last = every_key(cls), key.split(".")[-1]
+            same = [known for known in keys if known.split(".")[-1] == last]
+            if part != last and len(same) == 1:  # the section has another name
+                raise UnknownKeyError(key, f"; did you mean {same[0]}?")
+            raise UnknownKeyError(key, nearest(part, list(hints), ".".join(passed), keys))
         section = _without_none(hints[part])
         passed.append(part)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
-from sottovoce.core.configuration import build, plain
 from sottovoce.core.errors import ConfigurationError
 from sottovoce.decoding.decoder import Decoder, DecoderParts, DecoderSection
 from sottovoce.decoding.greedy import GreedyConfig
@@ -66,22 +65,21 @@ class DecodingConfig:
         Raises:
             ConfigurationError: none of them does, or the beam is below 1.
         """
-        keep_one = [name for name in DECODERS if hasattr(self.section(name), "beam_size")]
-        chosen = {name: self.section(name) for name in names or (self.decoder,)}
+        chosen = names or (self.decoder,)
         changed: dict[str, Any] = {
-            name: build(type(section), plain(section) | {"beam_size": beam_size}, f"decoding.{name}")
-            for name, section in chosen.items()
-            if name in keep_one
+            name: section for name in chosen if (section := self.section(name).with_beam(beam_size)) is not None
         }
         if not changed:
+            keep_one = [name for name in DECODERS if self.section(name).with_beam(beam_size) is not None]
             raise ConfigurationError(
-                f"--beam-size {beam_size}: {', '.join(chosen)} keeps no beam; add --decoder {' or '.join(keep_one)}"
+                f"a beam of {beam_size}: {', '.join(chosen)} keeps none; choose the decoder {' or '.join(keep_one)}"
             )
         return replace(self, **changed)
 
     def in_training(self) -> DecodingConfig:
-        """The same without beams: validation comes often."""
-        return replace(self, transducer=replace(self.transducer, beam_size=1))
+        """The same without what takes long: validation comes often."""
+        sections: dict[str, Any] = {name: self.section(name).in_training for name in DECODERS}
+        return replace(self, **sections)
 
 
 DECODERS = tuple(entry.name for entry in fields(DecodingConfig) if entry.default_factory is not MISSING)

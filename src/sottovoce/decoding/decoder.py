@@ -48,6 +48,19 @@ class DecoderSection(Protocol):
         """As of the decoder: asked before there is a model."""
         ...
 
+    @property
+    def in_training(self) -> DecoderSection:
+        """The settings to validate with while a run trains, which comes often: without what takes long."""
+        ...
+
+    def with_beam(self, beam_size: int) -> DecoderSection | None:
+        """The same settings with this beam; None of a decoder that keeps none.
+
+        Raises:
+            ConfigurationError: the beam is below 1.
+        """
+        ...
+
     def build(self, parts: DecoderParts) -> Decoder:
         """The decoder with these settings.
 

@@ -27,6 +27,14 @@ class GreedyConfig:
 
     needs = None
 
+    @property
+    def in_training(self) -> GreedyConfig:
+        """The same."""
+        return self
+
+    def with_beam(self, beam_size: int) -> None:
+        """It keeps no beam."""
+
     def build(self, parts: DecoderParts) -> Decoder:
         """The decoder."""
         return GreedyDecoder(parts.table, parts.lexicon)

@@ -6,7 +6,7 @@ Legend: B trials, S encoder frames, H joint size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,6 +38,15 @@ class TransducerConfig:
         for name in ("beam_size", "max_symbols_per_frame"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"decoding.transducer.{name}={getattr(self, name)}: must be at least 1")
+
+    @property
+    def in_training(self) -> TransducerConfig:
+        """Greedy search."""
+        return replace(self, beam_size=1)
+
+    def with_beam(self, beam_size: int) -> TransducerConfig:
+        """With another beam."""
+        return replace(self, beam_size=beam_size)
 
     def build(self, parts: DecoderParts) -> Decoder:
         """The decoder of this model's transducer.

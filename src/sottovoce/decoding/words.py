@@ -29,6 +29,14 @@ class WordsConfig:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"decoding.words.{name}={getattr(self, name)}: must be at least 1")
 
+    @property
+    def in_training(self) -> WordsConfig:
+        """The same."""
+        return self
+
+    def with_beam(self, beam_size: int) -> None:
+        """It keeps no beam."""
+
     def build(self, parts: DecoderParts) -> Decoder:
         """The decoder of this lexicon.
 

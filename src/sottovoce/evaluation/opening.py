@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from sottovoce.core.configuration import build
 from sottovoce.core.errors import DataError
@@ -25,7 +26,14 @@ def open_own(run: TrainedDecoder, splits: Sequence[Split]) -> PreparedTrials:
     Raises:
         DataError: the data cannot be used.
     """
-    return _open(run, data_config(run), splits, unlabelled=False)
+    data = data_config(run)
+    if not Path(data.data_root).exists():
+        raise DataError(
+            f"{data.data_root}, where the data of {run.run_dir} were, does not exist; say where they are now with "
+            f"sottovoce train resume={run.run_dir} data.data_root=FOLDER (a finished run is then only evaluated), or "
+            "use sottovoce decode, which takes a folder"
+        )
+    return _open(run, data, splits, unlabelled=False)
 
 
 def open_other(run: TrainedDecoder, data: DataConfig, splits: Sequence[Split]) -> PreparedTrials:

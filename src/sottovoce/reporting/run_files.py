@@ -66,7 +66,7 @@ def read_files(run_dir: Path) -> RunFiles:
     """
     record = read_run(run_dir, checkpoints=False)
     if record.damaged:
-        raise CheckpointError(f"{record.damaged[0]}; restore the file, or delete it and write it anew")
+        raise CheckpointError(f"{record.damaged[0]}; restore the file")
     for evaluated in record.evaluations:
         _require(evaluated.result, _EVALUATION_KEYS, str(evaluated.path))
         for number, hypothesis in enumerate(evaluated.hypotheses, 1):

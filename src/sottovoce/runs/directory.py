@@ -148,6 +148,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} cannot be read ({reason}); restore it") from error
+    if isinstance(values, dict) and "evaluation" in values and "decoding" not in values:
+        raise CheckpointError(
+            f"{path} was written before its section `evaluation` became `decoding`; rename it, and give beam_size and "
+            "max_symbols_per_frame as keys of decoding.transducer"
+        )
     if not isinstance(values, dict) or not values.keys() >= SECTIONS or "symbols" not in values["data"]:
         raise CheckpointError(f"{path} is not the configuration of a run of sottovoce; {run_dir} is not ours")
     return values
@@ -176,6 +181,9 @@ def read_sessions(run_dir: Path) -> tuple[str, ...]:
     """
     path = RunDirectory(run_dir).sessions
     try:
-        return tuple(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        sessions = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(sessions, list) or not all(isinstance(name, str) for name in sessions):
+            raise ValueError("no list of names")
+        return tuple(sessions)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the run directory is incomplete") from error

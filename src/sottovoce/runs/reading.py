@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +13,12 @@ from safetensors import SafetensorError, safe_open
 from sottovoce.core.checkpoints import has_checkpoint, read_state
 from sottovoce.core.errors import CheckpointError, NewerVersionError
 from sottovoce.core.version import __version__
-from sottovoce.runs.directory import RunDirectory, read_config
+from sottovoce.runs.directory import RunDirectory, read_config, read_sessions
+from sottovoce.runs.left_out import read_left_out
 from sottovoce.runs.record import Evaluated, RunRecord, SavedState
+from sottovoce.runs.taught_by import read_taught_by
+from sottovoce.runs.trained_on import read_trained_on
+from sottovoce.runs.vocabulary import read_vocabulary
 
 METRIC_FIELDS: Final[dict[str, Any]] = {"step": int, "name": str, "value": (int, float)}
 EVENT_FIELDS: Final[dict[str, Any]] = {"step": int, "event": str}
@@ -34,6 +39,8 @@ def read_run(run_dir: Path, checkpoints: bool = True) -> RunRecord:
     names = [name for name in ("last", "best") if checkpoints and has_checkpoint(directory.checkpoint(name))]
     saved = {name: files.saved(directory.checkpoint(name)) for name in names}
     evaluations = [files.evaluated(run_dir, path) for path in directory.evaluations]
+    for read in (read_sessions, read_vocabulary, read_left_out, read_trained_on, read_taught_by):
+        files.tried(run_dir, read)
     return RunRecord(
         run_dir=run_dir,
         values=values,
@@ -92,7 +99,7 @@ class _Files:
             return None
         found = _parsed(self._text(path))
         if found is None:
-            self.damaged.append(f"{path} holds no JSON object; restore it, or delete it and write it anew")
+            self.damaged.append(f"{path} holds no JSON object")
         return found
 
     def saved(self, folder: Path) -> SavedState | None:
@@ -109,6 +116,14 @@ class _Files:
         except CheckpointError as error:
             self.damaged.append(str(error))
             return None
+
+    def tried(self, run_dir: Path, read: Callable[[Path], Any]) -> None:
+        """Whether one of the files that a run keeps for its evaluation can be read, where it is there."""
+        try:
+            read(run_dir)
+        except CheckpointError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                self.damaged.append(str(error))
 
     def evaluated(self, run_dir: Path, path: Path) -> Evaluated | None:
         """One evaluation, with the hypotheses that can be read."""

@@ -87,9 +87,9 @@ class TrainedDecoder:
         if needs is None or needs in self.trained:
             return
         if needs not in self.model.components:
-            raise ConfigurationError(f"{self.run_dir}: the model has no {name}; use --decoder greedy")
+            raise ConfigurationError(f"{self.run_dir}: the model has no {name}; use the decoder greedy")
         raise ConfigurationError(
-            f"{self.run_dir}: the {name} has not been trained by step {self.checkpoint_step}; use --decoder greedy"
+            f"{self.run_dir}: the {name} has not been trained by step {self.checkpoint_step}; use the decoder greedy"
         )
 
 

@@ -57,9 +57,15 @@ class RunLoop:
     """What happens after every optimiser step: the run's records, its validation and its checkpoints."""
 
     def __init__(
-        self, prepared: Prepared, run_dir: Path, watch: Watch | None = None, ended: Holder | None = None
+        self,
+        prepared: Prepared,
+        run_dir: Path,
+        watch: Watch | None = None,
+        ended: Holder | None = None,
+        quiet: bool = False,
     ) -> None:
-        """`ended`: the process that trained the run before, where it could not give back its lock."""
+        """`ended`: the process that trained the run before, where it could not give back its lock. `quiet` records
+        everything and shows nothing."""
         self.watch: Watch = watch or NoWatch()
         self.config = prepared.config
         self.run_dir = run_dir
@@ -95,6 +101,7 @@ class RunLoop:
         self._optimizer_state: dict[str, torch.Tensor] = {}
         self._resumed = False
         self._ended = ended
+        self._quiet = quiet
 
     @property
     def last_checkpoint(self) -> Path:
@@ -125,7 +132,8 @@ class RunLoop:
         self.put_back_moments(optimizer)
         self.signals.listen()
         if self.computer.processes.rank == 0:
-            self.recorder = open_records(self._prepared, self.computer, self.run_dir, self._resumed, self._ended)
+            before = self._resumed, self._ended
+            self.recorder = open_records(self._prepared, self.computer, self.run_dir, *before, self._quiet)
         self._tell(self.watch.begin(self.run_dir, self.computer, optimizer))
         self.computer.guard.keep(self.computer.named, optimizer, self.computer.model)
 

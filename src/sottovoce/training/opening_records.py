@@ -17,14 +17,14 @@ from sottovoce.training.tracking import Tracker
 
 
 def open_records(
-    prepared: Prepared, computer: StepComputer, run_dir: Path, resumed: bool, ended: Holder | None
+    prepared: Prepared, computer: StepComputer, run_dir: Path, resumed: bool, ended: Holder | None, quiet: bool
 ) -> Recorder:
-    """The main process's recorder; `ended` is the process whose lock was taken over, if one was."""
+    """The main process's recorder; `ended` is the process whose lock was taken over. `quiet` shows nothing."""
     config, step = prepared.config, computer.progress.step
     per_epoch = steps_per_epoch(config, len(prepared.train_indices))
     tracker = Tracker(config.wandb, run_dir, plain(config), per_epoch) if config.wandb.enabled else None
     total_steps = prepared.curriculum.total_steps
-    recorder = RunRecorder(run_dir, total_steps, step, tracker)
+    recorder = RunRecorder(run_dir, total_steps, step, tracker, quiet)
     if resumed:
         recorder.event(step, Event.RESUMED)
     else:

@@ -86,8 +86,13 @@ class Recorder(Protocol):
 class RunRecorder:
     """`metrics.jsonl`, `events.jsonl`, `tensorboard/` and the progress display of one run."""
 
-    def __init__(self, run_dir: Path, total_steps: int, first_step: int, tracker: Tracker | None = None) -> None:
-        """`first_step` > 0 continues: what an earlier process recorded beyond it is forgotten."""
+    def __init__(
+        self, run_dir: Path, total_steps: int, first_step: int, tracker: Tracker | None = None, quiet: bool = False
+    ) -> None:
+        """`first_step` > 0 continues: what an earlier process recorded beyond it is forgotten.
+
+        `quiet` shows nothing.
+        """
         self._tracker = tracker
         self._metrics = JsonLines(RunDirectory(run_dir).metrics)
         self._events = JsonLines(RunDirectory(run_dir).events)
@@ -96,7 +101,7 @@ class RunRecorder:
         self._board = SummaryWriter(
             str(RunDirectory(run_dir).tensorboard), purge_step=first_step + 1 if first_step else None
         )
-        self._display = _Display(total_steps, first_step)
+        self._display = None if quiet else _Display(total_steps, first_step)
 
     def metrics(self, step: int, split: Split, values: dict[str, float]) -> None:
         """Record values of one step."""
@@ -116,11 +121,13 @@ class RunRecorder:
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Let the person watching know how far the run is."""
-        self._display.update(step, values)
+        if self._display is not None:
+            self._display.update(step, values)
 
     def say(self, line: str) -> None:
         """Print one line above the progress display."""
-        self._display.say(line)
+        if self._display is not None:
+            self._display.say(line)
 
     def close(self) -> None:
         """Write everything out and take the progress display down."""
@@ -129,7 +136,8 @@ class RunRecorder:
         self._board.close()
         if self._tracker is not None:
             self._tracker.close()
-        self._display.close()
+        if self._display is not None:
+            self._display.close()
 
 
 class _Display:

@@ -73,7 +73,7 @@ def new_run_dir(config: RunConfig) -> Path:
         raise ConfigurationError(f"{parent} cannot hold a run ({error.strerror}); choose another runs_dir") from error
 
 
-def start(prepared: Prepared, watch: Watch | None = None) -> Path:
+def start(prepared: Prepared, watch: Watch | None = None, quiet: bool = False) -> Path:
     """Train from the first step on; returns the run's directory. `watch` looks on (`diagnosis.RunWatch`)."""
     trainer = build_trainer(prepared.config)
     run_dir = Path()
@@ -82,7 +82,7 @@ def start(prepared: Prepared, watch: Watch | None = None) -> Path:
     with _locked_by_main_process(run_dir):
         if is_main_process():
             write_run_files(run_dir, prepared)
-        loop = RunLoop(prepared, run_dir, watch)
+        loop = RunLoop(prepared, run_dir, watch, quiet=quiet)
         try:
             fit(prepared, loop, trainer)
         except TrainingAborted:
@@ -115,12 +115,15 @@ def write_run_files(run_dir: Path, prepared: Prepared) -> None:
 
 
 def resume(
-    run_dir: Path, overrides: Sequence[str] = (), watch: Callable[[Prepared], Watch] = lambda prepared: NoWatch()
+    run_dir: Path,
+    overrides: Sequence[str] = (),
+    watch: Callable[[Prepared], Watch] = lambda prepared: NoWatch(),
+    quiet: bool = False,
 ) -> Path:
     """Continue a run from its last checkpoint, or from its first step if it was killed before there was one.
 
     `watch` makes what looks on (`diagnosis.RunWatch`). It is given the run as it began, with fresh weights: what can be
-    wrong with those of the checkpoint has been looked at by then.
+    wrong with those of the checkpoint has been looked at by then. `quiet` shows nothing.
 
     Raises:
         CheckpointError: `run_dir` is not a run directory, its checkpoint is damaged, or another process trains it.
@@ -129,11 +132,13 @@ def resume(
     """
     config = changed_for_resume(read_run_config(run_dir), overrides)
     with _locked_by_main_process(run_dir) as ended:
-        _continue(run_dir, config, watch, ended)
+        _continue(run_dir, config, watch, ended, quiet)
     return run_dir
 
 
-def _continue(run_dir: Path, config: RunConfig, watch: Callable[[Prepared], Watch], ended: Holder | None) -> None:
+def _continue(
+    run_dir: Path, config: RunConfig, watch: Callable[[Prepared], Watch], ended: Holder | None, quiet: bool
+) -> None:
     """Train on; `ended` is the process that has left the run locked."""
     prepared = prepare(config, known=read_left_out(run_dir))
     refuse_changed_teachers(run_dir, prepared.teachers)
@@ -142,7 +147,7 @@ def _continue(run_dir: Path, config: RunConfig, watch: Callable[[Prepared], Watc
     last = last_checkpoint(run_dir)
     if has_checkpoint(last):
         _refuse_lost(run_dir)
-    loop = RunLoop(prepared, run_dir, watch(prepared), ended)
+    loop = RunLoop(prepared, run_dir, watch(prepared), ended, quiet)
     if has_checkpoint(last):
         loop.restore()
     if is_main_process():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sottovoce.runs.names import Event, Metric
+from sottovoce.runs.names import Event, Metric, with_flow_bridge
 from sottovoce.training.branches import SPEAKING_MODE
 from sottovoce.training.ownership import num_trainable
 from sottovoce.training.processes import pair_of_main
@@ -114,7 +114,7 @@ def announce_flow_bridge(
     if recorder is None:
         return
     step, used = computer.progress.step, computer.model.use_flow_bridge
-    recorder.metrics(step, "val", {f"{metric}_with_flow_bridge": values[metric]})
+    recorder.metrics(step, "val", {with_flow_bridge(metric): values[metric]})
     compared = {"metric": metric, "with_bridge": abs(now), "without": abs(without)}
     recorder.event(step, Event.FLOW_BRIDGE_MEASURED, used=used, **compared)
     verdict = "it is used" if used else "it is left out"

@@ -123,7 +123,7 @@ class Teachers:
         Raises:
             ConfigurationError: two teachers disagree in frames or symbols.
         """
-        logits_KBSV, frames_B, weights_KB = self.heard_by_each(batch)
+        logits_KBSV, frames_B, weights_KB = self.said_by_each(batch)
         config = self.config
 
         def opinion(temperature: float) -> torch.Tensor:
@@ -135,7 +135,7 @@ class Teachers:
         return TeacherTargets(opinion(config.temperature), weights_BS * weights_KB.sum(0).sign()[:, None])
 
     @torch.no_grad()
-    def heard_by_each(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def said_by_each(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Each teacher's logits [K, B, S, V], the valid frames [B], and each teacher's weight in each trial [K, B].
 
         Raises:

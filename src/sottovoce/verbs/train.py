@@ -30,19 +30,22 @@ from sottovoce.verbs.report import report
 def train(config: RunConfig | Sequence[str], listener: Listener | None = None) -> RunDirectory:
     """Train a decoder, evaluate its best checkpoint, diagnose the run and write its report.
 
-    `config` may be what the command takes: `["recipe=demo", "data.data_root=data"]`.
+    `config` may be what the command takes: `["recipe=demo", "data.data_root=data"]`. Without a listener nothing is
+    shown.
 
     Raises:
         ConfigurationError: the configuration is wrong, or contradicts the data.
         DataError: a trial that cannot be used.
         TrainingAborted: preflight has found an error (nothing is trained), or the guard has ended the run.
     """
-    listener = _of_main_process(listener)
+    listener, quiet = _of_main_process(listener), listener is None
     with listener.progress("checking trials") as progress:
-        prepared = prepare(config if isinstance(config, RunConfig) else compose_config(config), progress=progress)
+        given = [config] if isinstance(config, str) else config
+        composed = given if isinstance(given, RunConfig) else compose_config(given)
+        prepared = prepare(composed, progress=progress)
     findings = _preflight(prepared, "training.preflight=false trains all the same", listener)
     with _diagnosed_if_aborted(listener):
-        run_dir = training_run.start(prepared, RunWatch(prepared, findings))
+        run_dir = training_run.start(prepared, RunWatch(prepared, findings), quiet)
     return _finish(run_dir, listener)
 
 
@@ -58,13 +61,13 @@ def resume(
         ConfigurationError: an override that would make it another run.
         TrainingAborted: as for `train`, or what the checkpoint holds is not finite. Nothing has been changed.
     """
-    run_dir, listener = Path(run_dir), _of_main_process(listener)
+    run_dir, listener, quiet = Path(run_dir), _of_main_process(listener), listener is None
 
     def watch(prepared: Prepared) -> RunWatch:
         return _watch_again(run_dir, prepared, listener)
 
     with _diagnosed_if_aborted(listener):
-        training_run.resume(run_dir, overrides, watch)
+        training_run.resume(run_dir, overrides, watch, quiet)
     return _finish(run_dir, listener)
 
 

@@ -40,7 +40,7 @@ def read_capsule(folder: Path) -> Capsule:
         CheckpointError: it is no capsule, incomplete, damaged, or of another version.
     """
     step, state = _state_before(folder)
-    with _damage_told(folder):
+    with _damage_in_one_line(folder):
         environment = contents.environment(state)
         config = _config(folder, state, environment)
         run_state, training = contents.held(state, "state", dict), config.training
@@ -83,7 +83,7 @@ def read_processes(folder: Path) -> tuple[ProcessPart, ...]:
         CheckpointError: as `read_capsule`.
     """
     step, state = _state_before(folder)
-    with _damage_told(folder):
+    with _damage_in_one_line(folder):
         config = _config(folder, state, contents.environment(state))
         curriculum = Curriculum(_stages(state))
         blank = contents.whole(state, "blank", 0, (config.model.num_symbols or 1) - 1)
@@ -91,7 +91,7 @@ def read_processes(folder: Path) -> tuple[ProcessPart, ...]:
 
 
 @contextmanager
-def _damage_told(folder: Path) -> Iterator[None]:
+def _damage_in_one_line(folder: Path) -> Iterator[None]:
     """What is missing or wrong in a capsule's contents, as the error that the user sees."""
     try:
         yield

@@ -64,7 +64,7 @@ def what_they_say(untrained: UntrainedRun, teachers: Teachers) -> Iterator[Findi
         return
     blank = untrained.computer.blank
     batch = untrained.computer.pipeline.evaluate(collate(untrained.prepared.trial_set, chosen))
-    logits_KBSV, frames_B, weights_KB = teachers.heard_by_each(batch)
+    logits_KBSV, frames_B, weights_KB = teachers.said_by_each(batch)
     all_said = []
     for teacher, logits_BSV, weights_B in zip(teachers.teachers, logits_KBSV, weights_KB, strict=True):
         rows = [row for row, weight in enumerate(weights_B.tolist()) if weight > 0]
