@@ -6,14 +6,16 @@ import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from sottovoce.core.errors import CheckpointError
 from sottovoce.core.random import seed_for
-from sottovoce.core.trial import Batch
+from sottovoce.core.trial import Batch, Trial
 from sottovoce.data.collation import StepPart
+from sottovoce.data.speaking_modes import BlockModes
 from sottovoce.diagnosis.capsules.capsule import Capsule, Losses, ModeLabels, ProcessPart
 from sottovoce.features.augmentation import Draws
 from sottovoce.features.pipeline import FeaturePipeline
@@ -66,16 +68,11 @@ class Outcome:
         return bool(self.bad_losses or self.bad_gradients) or self.norm_overflows
 
 
-class _KeptModes(ModeTargets):
-    """The labels that the capsule holds for its own trials."""
-
-    def __init__(self, labels: ModeLabels) -> None:
-        self._labels = labels
-
-    def of(self, trial_ids: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probability of vocalised speech [B], and which trials have a label at all [B]."""
-        vocalised, known = zip(*(self._labels[trial] for trial in trial_ids), strict=True)
-        return torch.tensor(vocalised, device=device), torch.tensor(known, device=device)
+def kept_modes(labels: ModeLabels) -> ModeTargets:
+    """The labels that a capsule holds for its own trials, each as a block of its own."""
+    trials = [Trial(name, "train", name, 0, None, None, Path(), block=0) for name in labels]
+    known = {(name, 0): vocalised for name, (vocalised, is_known) in labels.items() if is_known}
+    return ModeTargets(trials, BlockModes(known, "file"), None)
 
 
 class _KeptTeachers(Teachers):
@@ -125,7 +122,7 @@ def step_again(capsule: Capsule, process: ProcessPart, model: DecoderModel, dtyp
         pipeline if dtype == torch.float32 else _CastPipeline(pipeline, dtype),
         capsule.blank,
         capsule.curriculum,
-        _KeptModes(process.modes) if process.modes else None,
+        kept_modes(process.modes) if process.modes else None,
         _KeptTeachers(process, distillation) if process.teacher_targets else None,
         OneProcess(process.rank, len(capsule.processes)),
         progress=replace(capsule.progress),

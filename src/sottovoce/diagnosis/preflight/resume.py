@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ from sottovoce.core.findings import Finding
 from sottovoce.core.splits import Split
 from sottovoce.core.trial import Batch
 from sottovoce.data.collation import StepPart
+from sottovoce.data.speaking_modes import BlockModes
 from sottovoce.decoding.config import DecodingConfig
 from sottovoce.diagnosis.causes import found
 from sottovoce.diagnosis.preflight.untrained_run import UntrainedRun
@@ -26,7 +27,6 @@ from sottovoce.training.config import TrainingConfig
 from sottovoce.training.mode_targets import ModeTargets
 from sottovoce.training.preparation import Prepared, curriculum_of
 from sottovoce.training.run import step_parts
-from sottovoce.training.step import StepComputer
 from sottovoce.training.watch import NoWatch
 
 STEPS_BEFORE: Final = 2
@@ -49,26 +49,6 @@ class _NotingWatch(NoWatch):
     def restore(self, state: Any) -> None:
         """Take the note."""
         self.note = state["note"]
-
-
-class _NotingModes(ModeTargets):
-    """Mode targets that were refreshed."""
-
-    def __init__(self) -> None:
-        self.note: list[list[Any]] = []
-
-    def state(self) -> list[list[Any]]:
-        """The note."""
-        return self.note
-
-    def restore(self, state: Sequence[Sequence[Any]]) -> None:
-        """Take the note."""
-        self.note = [list(entry) for entry in state]
-
-
-def _noted(computer: StepComputer) -> _NotingModes:
-    assert isinstance(computer.modes, _NotingModes)
-    return computer.modes
 
 
 def resume_answers(untrained: UntrainedRun) -> Iterator[Finding]:
@@ -160,7 +140,8 @@ class _Rehearsed:
         computer.balance.norms.update(ctc=2.0, rnnt=3.0)
         computer.model.use_flow_bridge = True
         self.watch.note = "seen"
-        _noted(computer).note = [["session", 1, 0.25]]
+        assert computer.modes is not None
+        computer.modes.modes = BlockModes({("session", 1): 0.25}, "pseudo")
 
     def save(self) -> None:
         """Write `checkpoints/last`."""
@@ -189,7 +170,7 @@ class _Rehearsed:
             "balance": dict(self.computer.balance.norms),
             "use_flow_bridge": self.computer.model.use_flow_bridge,
             "watch": self.watch.note,
-            "modes": _noted(self.computer).note,
+            "modes": self.computer.modes.state() if self.computer.modes is not None else [],
         }
 
 
@@ -225,7 +206,7 @@ def _small(prepared: Prepared) -> Prepared:
         pipeline=pipeline,
         val_indices=[],
         curriculum=curriculum_of(small, built, len(prepared.train_indices)),
-        modes=_NotingModes(),
+        modes=ModeTargets((), BlockModes({}, "pseudo"), None),
     )
 
 
