@@ -88,7 +88,9 @@ def test_nan_is_refused_with_the_trials_name(run_and_trials: RunAndTrials, monke
 def test_what_the_run_lacks_is_said(run_and_trials: RunAndTrials) -> None:
     run, _, _ = run_and_trials
     untrained = replace(run, trained=("encoder", "ctc_decoder"))
-    with pytest.raises(ConfigurationError, match="runs/one: the transducer has not been trained by step 7; use --dec"):
+    with pytest.raises(
+        ConfigurationError, match="runs/one: the transducer has not been trained by step 7; use the dec"
+    ):
         untrained.decoder("transducer")
     assert untrained.decoder("greedy").name == "greedy"
     with pytest.raises(ConfigurationError, match="'words' needs a lexicon"):

@@ -176,18 +176,19 @@ def test_the_held_transducer_is_neither_run_nor_moved(
     assert moved == [False] * RELEASED + [True] * (TOTAL - RELEASED)
 
 
-@pytest.mark.parametrize(
-    "step", [3, 7, 12, 19, 22], ids=["ctc_warmup", "joint, held", "joint, released", "mode", "denoise"]
-)
-def test_killed_in_any_stage_and_resumed(blocks_t15: Path, tmp_path: Path, uninterrupted: Path, step: int) -> None:
+def test_killed_in_every_stage_and_resumed(blocks_t15: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    """In the warm-up of CTC, with the transducer held back and released, while the mode and while the bridge learns."""
     run, metrics = tmp_path / "killed", tmp_path / "killed" / "metrics.jsonl"
-    process = Running(["train", *overrides(blocks_t15, tmp_path, "killed")])
-    while not (metrics.exists() and any(r["step"] >= step for r in read_json_lines(metrics))):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    resumed = train(f"resume={run}")
+    arguments = overrides(blocks_t15, tmp_path, "killed")
+    for step in (3, 7, 12, 19, 22):
+        process = Running(["train", *arguments])
+        while not (metrics.exists() and any(r["step"] >= step for r in read_json_lines(metrics))):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        arguments = [f"resume={run}"]
+    resumed = train(*arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(uninterrupted, run)
 

@@ -126,7 +126,7 @@ def test_a_finished_run_resumed_changes_nothing(uninterrupted: Path) -> None:
 def test_resuming_what_is_no_run(tmp_path: Path) -> None:
     done = train(f"resume={tmp_path}")
     assert done.returncode == 2
-    assert "is not a run directory" in done.stderr
+    assert "is empty: the run wrote nothing" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

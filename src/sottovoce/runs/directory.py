@@ -136,7 +136,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         raise CheckpointError(f"{run_dir} is no folder: give the run directory that `sottovoce train` printed")
     if not path.is_file():
         if not any(run_dir.iterdir()):
-            raise CheckpointError(f"{run_dir} is empty: the run wrote nothing, so there is nothing to diagnose")
+            raise CheckpointError(f"{run_dir} is empty: the run wrote nothing; start it again")
         if any((run_dir / name).exists() for name in RUN_FILES):
             raise CheckpointError(
                 f"{run_dir} is half-written: it has no {CONFIG_FILE}, which a run writes before its first step; "
