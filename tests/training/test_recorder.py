@@ -58,3 +58,13 @@ def test_a_value_that_begins_in_mid_window_is_averaged_over_its_own_steps() -> N
     window.add({"train/ctc_loss": 4.0, "train/transducer_loss": 10.0})
     assert window.take() == {"train/ctc_loss": 3.0, "train/transducer_loss": 10.0}
     assert window == WindowMeans()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_its_records_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        recorder = RunRecorder(tmp_path, 4, 0, quiet=True)
+        recorder.event(0, "stage_started", stage="ctc")
+        recorder.metrics(2, "train", {"train/loss": 1.0})
+        recorder.close()
+    assert [event["event"] for event in read_json_lines(tmp_path / "events.jsonl")] == ["stage_started"]
+    assert len(read_json_lines(tmp_path / "metrics.jsonl")) == 1

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -59,6 +59,9 @@ class WindowMeans:
         return means
 
 
+BEFORE_ANY: Final = -1
+
+
 class Recorder(Protocol):
     """Takes down what happens in a run."""
 
@@ -96,8 +99,9 @@ class RunRecorder:
         self._tracker = tracker
         self._metrics = JsonLines(RunDirectory(run_dir).metrics)
         self._events = JsonLines(RunDirectory(run_dir).events)
-        self._metrics.truncate_after(first_step)
-        self._events.truncate_after(first_step)
+        kept = first_step or BEFORE_ANY  # killed before its first checkpoint, a run begins its records anew
+        self._metrics.truncate_after(kept)
+        self._events.truncate_after(kept)
         self._board = SummaryWriter(
             str(RunDirectory(run_dir).tensorboard), purge_step=first_step + 1 if first_step else None
         )

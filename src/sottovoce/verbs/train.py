@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
+from sottovoce.core.checkpoints import has_checkpoint
 from sottovoce.core.errors import TrainingAborted
 from sottovoce.core.findings import Finding
 from sottovoce.core.records import read_json_lines
@@ -99,8 +100,9 @@ def _watch_again(run_dir: Path, prepared: Prepared, listener: Listener) -> RunWa
     """What looks on while a run is continued; of what preflight finds, its records get what they do not hold yet."""
     otherwise = "the run began without: undo what has changed since, in data, packages or code"
     findings = _preflight(prepared, otherwise, listener)
-    file = RunDirectory(run_dir).events
-    events = read_json_lines(file) if file.exists() else []
+    directory = RunDirectory(run_dir)
+    begun = has_checkpoint(directory.last)  # otherwise the records begin anew
+    events = read_json_lines(directory.events) if begun and directory.events.exists() else []
     known = {event.get("event") for event in events if event.get("source") in ("preflight", "linter")}
     for finding in findings:
         if finding.code in known:
